@@ -1,0 +1,172 @@
+"""What is said about jobs, as plain text: verdict, list, description. Pure: values in, text out.
+
+Everything that a job or the server named is cleaned here.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+
+from ciclient.sanitise import clean
+from ciclient.wire import Job
+
+HEADINGS = ("ID", "STATUS", "PROJECT", "IMAGE", "CREATED", "TOOK")
+_MINUTE, _HOUR, _DAY = 60, 3600, 86400
+
+
+def exit_code(job: Job) -> int:
+    """Of an ended job: 0 passed, 1 completed without success, 3 no verdict, 4 cancelled."""
+    if job.status == "completed":
+        return 0 if job.success is True else 1
+    return 4 if job.status == "cancelled" else 3
+
+
+def outcome(job: Job) -> str:
+    """One word or two: the status, with what it means once the job has ended."""
+    if job.status == "completed":
+        return "passed" if job.success is True else "not passed"
+    return "no verdict" if job.status == "failed" else clean(job.status)
+
+
+def verdict(job: Job, now: datetime) -> str:
+    """One line: id, outcome, cause, exit code, how long, and the sentence that explains it."""
+    facts = [clean(job.reason)] if job.reason and job.reason not in {"passed", job.status} else []
+    if job.exit_code:
+        facts.append(f"exit code {job.exit_code}")
+    seconds = job.seconds(now)
+    if seconds is not None:
+        facts.append(duration(seconds))
+    bracket = f" ({', '.join(facts)})" if facts else ""
+    message = f": {clean(job.message)}" if job.message else ""
+    return f"{clean(job.id)} {outcome(job)}{bracket}{message}"
+
+
+def next_steps(job: Job) -> str:
+    job_id = clean(job.id)
+    return f"its log:    ciclient logs {job_id}\nonce more:  ciclient retry {job_id}"
+
+
+def come_back(job_id: str) -> str:
+    return (
+        f"come back:  ciclient follow {clean(job_id)}\ncancel it:  ciclient cancel {clean(job_id)}"
+    )
+
+
+def duration(seconds: float) -> str:
+    """`0.4 s`, `12 s`, `3 min 5 s`, `2 h 4 min`."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    whole = int(seconds)
+    if whole < _MINUTE:
+        return f"{whole} s"
+    if whole < _HOUR:
+        return f"{whole // _MINUTE} min {whole % _MINUTE} s"
+    return f"{whole // _HOUR} h {whole % _HOUR // _MINUTE} min"
+
+
+def clock(seconds: float) -> str:
+    """`0:07`, `12:30`, `1:02:03`: of constant width from one second to the next."""
+    minutes, second = divmod(int(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
+
+
+def age(moment: datetime | None, now: datetime) -> str:
+    if moment is None:
+        return "-"
+    seconds = max(0, int((now - moment).total_seconds()))
+    for unit, letter in ((_DAY, "d"), (_HOUR, "h"), (_MINUTE, "m")):
+        if seconds >= unit:
+            return f"{seconds // unit}{letter} ago"
+    return f"{seconds}s ago"
+
+
+def size(count: int) -> str:
+    """Binary units, as the settings count them: `512 B`, `1.5 kB`, `48.0 MB`."""
+    if count < 1024:
+        return f"{count} B"
+    amount = count / 1024
+    for unit in ("kB", "MB"):
+        if amount < 1024:
+            return f"{amount:.1f} {unit}"
+        amount /= 1024
+    return f"{amount:.1f} GB"
+
+
+def plural(count: int, word: str) -> str:
+    return f"{count} {word}" if count == 1 else f"{count:,} {word}s"
+
+
+def row(job: Job, now: datetime) -> tuple[str, ...]:
+    """A job's cells under HEADINGS."""
+    seconds = job.seconds(now)
+    return (
+        clean(job.id),
+        outcome(job),
+        clean(job.project or "-"),
+        clean(job.image or "-"),
+        age(job.created_at, now),
+        "-" if seconds is None else duration(seconds),
+    )
+
+
+def aligned(rows: Iterable[Sequence[str]]) -> str:
+    table = list(rows)
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True))
+        for cells in table
+    ]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def describe(job: Job, now: datetime) -> str:
+    """Everything known about a job, the verdict or status last."""
+    facts = {key: value for key, value in job.raw.items() if key != "history"}
+    lines = list(_fields(facts, ""))
+    history = job.raw.get("history")
+    if isinstance(history, list) and history:
+        lines.append("history")
+        lines += [f"  {_event(event)}" for event in history if isinstance(event, dict)]
+    return "\n".join([*lines, "", verdict(job, now)])
+
+
+def resync(result: Mapping[str, object]) -> str:
+    """A line per bucket that names anything, then how many were unchanged and repaired."""
+    lines = []
+    for bucket, names in result.items():
+        if isinstance(names, list) and names and bucket not in {"unchanged", "repairs"}:
+            lines.append(f"[resync] {clean(bucket)}: {', '.join(clean(str(n)) for n in names)}")
+    unchanged, repairs = _count(result.get("unchanged")), _count(result.get("repairs"))
+    return "\n".join([*lines, f"[resync] unchanged: {unchanged}, repairs: {repairs}"])
+
+
+def _count(value: object) -> int:
+    if isinstance(value, list):
+        return len(value)
+    return value if isinstance(value, int) else 0
+
+
+def _fields(facts: Mapping[str, object], indent: str) -> Iterable[str]:
+    for key, value in facts.items():
+        if value is None or value in ([], {}):
+            continue
+        name = f"{indent}{clean(str(key))}"
+        if isinstance(value, dict):
+            yield name
+            yield from _fields(value, indent + "  ")
+        else:
+            yield f"{name:<16} {_value(value)}"
+
+
+def _value(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list):
+        return " ".join(_value(item) for item in value)
+    return clean(str(value))
+
+
+def _event(event: Mapping[str, object]) -> str:
+    change = f"{event.get('from') or '-'} -> {event.get('to') or '-'}"
+    parts = [event.get("at"), change, event.get("reason"), event.get("message")]
+    return clean("  ".join(str(part) for part in parts if part))

@@ -1,0 +1,244 @@
+"""The composition root: builds every part, holds the one TaskGroup. Only this file knows all."""
+
+import asyncio
+import contextlib
+import os
+import resource
+import signal
+import socket
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import uvloop
+from aiohttp import web
+from ulid import ULID, ULIDGenerator
+
+from ciworker.control.clock import SystemClock
+from ciworker.control.controller import WORKERS, Controller
+from ciworker.control.resync import Resync
+from ciworker.control.steps import Parts
+from ciworker.control.supervisor import Supervisor
+from ciworker.control.workqueue import WorkQueue
+from ciworker.domain.decide import Bucket
+from ciworker.engine.docker import DockerEngine
+from ciworker.engine.events import EventWatch
+from ciworker.errors import EngineUnavailable
+from ciworker.feed.feed import Feed
+from ciworker.settings import Settings
+from ciworker.store.jobs import Jobs
+from ciworker.store.lock import StoreLock
+from ciworker.store.logs import LogReader, LogWriter
+from ciworker.store.meta import instance_id
+from ciworker.store.session import Database
+from ciworker.store.tokens import Role, Tokens
+from ciworker.telemetry import configure, logger
+from ciworker.web.access import allowed_hosts
+from ciworker.web.application import application
+from ciworker.web.context import Context
+from ciworker.web.models import ResyncReport
+
+SHUTDOWN_TIMEOUT = 1.0  # seconds for handlers to end, once their streams were told to
+DRAIN_TIMEOUT = 1.0  # seconds for lines that were read to be stored; the engine has them too
+
+
+def serve(settings: Settings) -> None:
+    """Run the worker until SIGTERM or SIGINT; its containers go on.
+
+    Raises:
+        StoreRefused, StoreUnavailable: the store cannot be used.
+        OSError: the port is taken, or the data folder cannot be written.
+    """
+    configure(settings.log_format)
+    _raise_file_limit()
+    settings.spool.mkdir(parents=True, exist_ok=True, mode=0o700)
+    listener = _listen(settings)
+    holder = f"the worker on http://{settings.host}:{listener.getsockname()[1]}"
+    with StoreLock(settings.data_dir, holder), contextlib.closing(listener):
+        uvloop.run(Worker(settings, listener).run())
+
+
+class Worker:
+    """One running worker."""
+
+    def __init__(self, settings: Settings, listener: socket.socket) -> None:
+        self._settings = settings
+        self._listener = listener
+        self._stop = asyncio.Event()
+
+    async def run(self) -> None:
+        """Until told to stop."""
+        settings = self._settings
+        database = await Database.open(settings.database)
+        try:
+            instance = await instance_id(database, settings.instance)
+            async with DockerEngine(settings.docker_host, instance) as engine:
+                await self._run(database, engine, instance)
+        finally:
+            await database.close()
+
+    async def _run(self, database: Database, engine: DockerEngine, instance: str) -> None:
+        settings, clock = self._settings, SystemClock()
+        logs, writer = LogReader(database), LogWriter(database)
+        feed = Feed(logs)
+        jobs, tokens = Jobs(database, on_change=feed.job_changed), Tokens(database)
+        await _first_token(settings, tokens, clock)
+        await _remove_unowned_spool_files(settings, jobs)
+        async with asyncio.TaskGroup() as tasks:
+            parts = Parts(
+                settings=settings,
+                instance=instance,
+                clock=clock,
+                engine=engine,
+                jobs=jobs,
+                logs=logs,
+                writer=writer,
+                feed=feed,
+                queue=WorkQueue(),
+                supervisor=Supervisor(tasks),
+            )
+            controller = Controller(parts)
+            resync = Resync(parts, controller)
+            events = EventWatch(
+                engine,
+                on_event=controller.on_event,
+                on_connected=resync.start_afresh,
+                on_restarted=controller.on_engine_restarted,
+            )
+            context = Context(
+                settings=settings,
+                now=clock.now,
+                jobs=jobs,
+                logs=logs,
+                tokens=tokens,
+                feed=feed,
+                notify=controller.notify,
+                resync=lambda: _reported(resync),
+                engine_ready=lambda: _check_engine(events),
+                store_ready=jobs.check,
+                new_id=await _ids(jobs),
+            )
+            services = [
+                tasks.create_task(writer.run(), name="log writer"),
+                tasks.create_task(events.run(), name="engine events"),
+                tasks.create_task(resync.run_periodically(), name="resync"),
+                *(
+                    tasks.create_task(controller.run_worker(), name=f"worker {n}")
+                    for n in range(WORKERS)
+                ),
+            ]
+            async with self._serving(context):
+                await self._stop.wait()
+                controller.accepting = False
+            await parts.supervisor.cancel_all()
+            await writer.drained(DRAIN_TIMEOUT)
+            parts.queue.close()
+            for task in services:
+                task.cancel()
+
+    @contextlib.asynccontextmanager
+    async def _serving(self, context: Context) -> AsyncIterator[None]:
+        """The port is open within the block; at its end the streams are closed, not awaited."""
+        port = self._listener.getsockname()[1]
+        app = application(context, allowed_hosts(self._settings, port))
+
+        async def end_streams(_app: web.Application) -> None:
+            context.closing.fire()
+            context.feed.wake_all()
+
+        app.on_shutdown.append(end_streams)
+        runner = web.AppRunner(
+            app, access_log=None, auto_decompress=False, shutdown_timeout=SHUTDOWN_TIMEOUT
+        )
+        await runner.setup()
+        self._handle_signals()
+        try:
+            await web.SockSite(runner, self._listener).start()
+            logger().info("listening", url=f"http://{self._settings.host}:{port}")
+            yield
+        finally:
+            await runner.cleanup()
+
+    def _handle_signals(self) -> None:
+        loop = asyncio.get_running_loop()
+        for signum in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(signum, self._on_signal)
+
+    def _on_signal(self) -> None:
+        if self._stop.is_set():
+            logger().warning("told to stop twice: ending at once")
+            os._exit(1)
+        logger().info("stopping: containers go on")
+        self._stop.set()
+
+
+def _listen(settings: Settings) -> socket.socket:
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((settings.host, settings.port))
+    except OSError as error:
+        listener.close()
+        raise OSError(
+            error.errno, f"cannot listen on {settings.host}:{settings.port}: {error.strerror}"
+        ) from error
+    listener.listen(1024)
+    listener.setblocking(False)
+    return listener
+
+
+def _raise_file_limit() -> None:
+    """A watcher is a file descriptor: allow as many as the system lets us."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+async def _first_token(settings: Settings, tokens: Tokens, clock: SystemClock) -> None:
+    """At the first start: a token for whoever may read the data folder."""
+    if settings.admin_token.exists() or await tokens.list():
+        return
+    _, text = await tokens.create("first admin", Role.ADMIN, clock.now())
+    temporary = settings.admin_token.with_suffix(".new")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "w") as file:
+        file.write(text + "\n")
+    temporary.rename(settings.admin_token)
+    logger().info("first start: the admin token is stored", file=str(settings.admin_token))
+
+
+async def _remove_unowned_spool_files(settings: Settings, jobs: Jobs) -> None:
+    """A crash between a spool file and its job's row leaves a file that nobody will ask for."""
+    files: dict[str, Path] = {}
+    for path in await asyncio.to_thread(lambda: list(settings.spool.iterdir())):
+        files[path.name.partition(".")[0]] = path
+    owned = await jobs.attempts(files)
+    for job_id in files.keys() - owned.keys():
+        files[job_id].unlink(missing_ok=True)
+
+
+async def _ids(jobs: Jobs) -> Callable[[], str]:
+    """Makes ULIDs that only grow, also when the clock was set back since the last one."""
+    newest = await jobs.newest_id()
+    floor = ULID.from_str(newest).milliseconds + 1 if newest else 0
+    clock = SystemClock()
+
+    def now() -> int:
+        nonlocal floor
+        floor = max(floor, int(clock.now().timestamp() * 1000))
+        return floor
+
+    generator = ULIDGenerator(clock=now)
+    return lambda: str(generator.generate())
+
+
+async def _reported(resync: Resync) -> ResyncReport:
+    report = await resync.run()
+    names = {bucket.value: list(report.buckets.get(bucket, ())) for bucket in Bucket}
+    return ResyncReport(**names, repairs=report.repairs, seconds=round(report.seconds, 3))
+
+
+def _check_engine(events: EventWatch) -> None:
+    if not events.connected.is_set():
+        raise EngineUnavailable(
+            "the Docker engine does not answer: start it, then see `ciworker doctor`"
+        )

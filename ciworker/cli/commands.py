@@ -1,0 +1,129 @@
+"""The commands. They talk to the worker that runs; `serve` becomes it.
+
+It is handed what `serve` runs: this room stands below the composition root.
+"""
+
+import asyncio
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ciworker.cli.api import Unreachable, call
+from ciworker.cli.tokens import RoleName, token_book
+from ciworker.errors import CiworkerError
+from ciworker.settings import Settings, load
+
+Serve = Callable[[Settings], None]
+Config = Annotated[
+    Path | None, typer.Option("--config", help="A TOML file; its top-level keys are settings.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+
+UNREACHABLE = 3
+
+cli = typer.Typer(
+    name="ciworker",
+    help="A self-hosted CI worker for Python test suites.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+token = typer.Typer(help="Make, list and revoke access tokens.", no_args_is_help=True)
+cli.add_typer(token, name="token")
+
+
+def run(serve: Serve) -> None:
+    """Run the command line.
+
+    Args:
+        serve: runs the worker; returns when it was told to stop.
+    """
+    cli(obj=serve)
+
+
+@cli.command("serve")
+def serve_command(context: typer.Context, config: Config = None) -> None:
+    """Run the worker until SIGTERM. Jobs go on without it; the next one adopts them."""
+    with _explained():
+        start: Serve = context.obj
+        start(load(config))
+
+
+@cli.command()
+def resync(config: Config = None) -> None:
+    """Compare everything with the Docker engine now, and print what was done."""
+    with _explained():
+        report = call(load(config), "POST", "/resync")
+    for bucket, names in report.items():
+        if isinstance(names, list) and names and bucket != "unchanged":
+            typer.echo(f"[resync] {bucket}: {', '.join(names)}")
+    typer.echo(f"[resync] unchanged: {len(report['unchanged'])}, repairs: {report['repairs']}")
+
+
+@token.command("create")
+def token_create(
+    name: Annotated[str, typer.Argument(help="Whose it is; histories show it.")],
+    role: Annotated[
+        RoleName, typer.Option(help="What it may do; each includes the one before.")
+    ] = "submit",
+    config: Config = None,
+) -> None:
+    """Make a token and print its text, which cannot be had again."""
+    with _explained():
+        typer.echo(token_book(load(config)).create(name, role))
+
+
+@token.command("list")
+def token_list(config: Config = None, as_json: Json = False) -> None:
+    """List all tokens, without their text."""
+    with _explained():
+        items = token_book(load(config)).list()
+    if as_json:
+        typer.echo(json.dumps(items, indent=2))
+        return
+    for item in items:
+        state = f"revoked {item['revoked_at']}" if item["revoked_at"] else "valid"
+        typer.echo(f"{item['id']}  {item['role']:<6}  {item['name']}  ({state})")
+
+
+@token.command("revoke")
+def token_revoke(
+    token_id: Annotated[str, typer.Argument(metavar="ID", help="As `token list` shows it.")],
+    config: Config = None,
+) -> None:
+    """From now on the token opens nothing."""
+    with _explained():
+        token_book(load(config)).revoke(token_id)
+    typer.echo(f"revoked {token_id}", err=True)
+
+
+@cli.command()
+def doctor(config: Config = None, as_json: Json = False) -> None:
+    """Check what the worker needs; each trouble comes with the line that mends it."""
+    from ciworker.cli.doctor import examine
+
+    with _explained():
+        findings = asyncio.run(examine(load(config)))
+    if as_json:
+        typer.echo(json.dumps([asdict(finding) for finding in findings], indent=2))
+    else:
+        for finding in findings:
+            typer.echo(finding.line())
+    if not all(finding.ok for finding in findings):
+        raise typer.Exit(1)
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    """Errors as sentences on stderr: exit 3 for a worker that is not there, else 2."""
+    try:
+        yield
+    except (ValueError, CiworkerError, OSError) as error:
+        typer.echo(f"ciworker: {error}", err=True)
+        code = UNREACHABLE if isinstance(error, Unreachable) else 2
+        raise typer.Exit(code) from error

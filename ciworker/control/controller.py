@@ -1,0 +1,261 @@
+"""The one reconcile path: take a key, look afresh, decide, act, until nothing is left to do.
+
+Events, API calls, timers and the resync only put keys on the queue; nothing else changes a job.
+"""
+
+import signal
+
+import structlog
+
+from ciworker.control.keys import DISPATCH, Key, Kind, job_key
+from ciworker.control.life import Life, Patience, arm, facts_of, next_look
+from ciworker.control.look import Look, Outcome
+from ciworker.control.steps import Parts, Steps
+from ciworker.domain.container import Container
+from ciworker.domain.decide import Action, Bucket, Verb, admit, decide
+from ciworker.domain.job import Job, Reason, Status
+from ciworker.engine.port import Event
+from ciworker.errors import CiworkerError
+from ciworker.store.jobs import Expect
+from ciworker.telemetry import logger
+
+WORKERS = 8
+MOST_STEPS = 20
+RETRY_FIRST = 0.2
+RETRY_MOST = 30.0
+REMEMBERED = 1024  # jobs whose last event's time is kept
+
+
+class Controller:
+    """Makes jobs and containers agree."""
+
+    def __init__(self, parts: Parts) -> None:
+        settings = parts.settings
+        self._settings, self._clock = settings, parts.clock
+        self._engine, self._jobs, self._queue = parts.engine, parts.jobs, parts.queue
+        self._steps = Steps(parts, forget=self._forget)
+        self._patience = Patience(
+            settings.transfer_timeout,
+            settings.stop_grace,
+            settings.start_attempts,
+            settings.no_output_timeout,
+        )
+        self._lives: dict[str, Life] = {}
+        self._failures: dict[Key, int] = {}
+        self._last_heard: dict[str, float] = {}
+        self.accepting = True
+
+    # what others call
+
+    def notify(self, job_id: str) -> None:
+        """Something about this job may have changed."""
+        self._queue.add(job_key(job_id))
+        self._queue.add(DISPATCH)
+
+    def on_event(self, event: Event) -> None:
+        """An engine's event: note what no inspect tells later, and queue the key."""
+        self._last_heard[event.job] = self._clock.monotonic()
+        if len(self._last_heard) > REMEMBERED:
+            del self._last_heard[next(iter(self._last_heard))]
+        life = self._lives.setdefault(event.job, Life(event.attempt))
+        if life.attempt == event.attempt:
+            life.heard.add(event.action)
+            if event.action == "kill":
+                life.kills.append(event.signal or int(signal.SIGKILL))
+            life.oom = life.oom or event.action == "oom"
+        self._queue.add(job_key(event.job))
+
+    async def on_engine_restarted(self) -> None:
+        """The engine forgot its events: note it with every job that it may have cost."""
+        for job_id in await self._jobs.active():
+            now = self._clock.now()
+            await self._jobs.note(
+                job_id, now, "the Docker engine restarted", engine_restarted_at=now
+            )
+
+    def heard_of(self, job_id: str, since: float) -> bool:
+        """Whether an event told of this job at `since` (monotonic seconds) or later."""
+        return self._last_heard.get(job_id, since - 1) >= since
+
+    async def run_worker(self) -> None:
+        """Take, reconcile, forget or retry; for ever. Several run side by side."""
+        while True:
+            key = await self._queue.get()
+            outcomes: list[Outcome] = []
+            try:
+                with structlog.contextvars.bound_contextvars(key=":".join(key).rstrip(":")):
+                    await self._reconcile(key, outcomes)
+                self._failures.pop(key, None)
+            except CiworkerError as error:
+                self._retry(key, error)
+            except Exception:  # noqa: BLE001 # the controller outlives any one job's trouble
+                logger().exception("a look failed")
+                self._retry(key, None)
+            finally:
+                self._queue.done(key, outcomes)
+
+    def _retry(self, key: Key, error: CiworkerError | None) -> None:
+        failures = self._failures[key] = self._failures.get(key, 0) + 1
+        delay = min(RETRY_FIRST * 2 ** min(failures - 1, 10), RETRY_MOST)
+        logger().warning("a look is tried again", key=key, error=str(error), retry_in=delay)
+        self._queue.add_after(key, delay)
+
+    async def _reconcile(self, key: Key, outcomes: list[Outcome]) -> None:
+        if key.kind is Kind.DISPATCH:
+            await self._dispatch(outcomes)
+        elif key.kind is Kind.STRAY:
+            await self._reconcile_stray(key.id, outcomes)
+        else:
+            await self._reconcile_job(key.id, outcomes)
+
+    # jobs
+
+    async def _reconcile_job(self, job_id: str, outcomes: list[Outcome]) -> None:
+        for _ in range(MOST_STEPS):
+            job = await self._jobs.get(job_id)
+            if job is None:
+                self._forget(job_id)
+                await self._remove_all_of(job_id, outcomes)
+                return
+            look = await self._look(job)
+            if not await self._step(look, outcomes):
+                self._set_timer(look)
+                return
+        logger().error("a job does not come to rest", steps=MOST_STEPS)
+        self._queue.add_after(job_key(job_id), 1.0)
+
+    async def _look(self, job: Job) -> Look:
+        life = self._life(job)
+        job = await self._note_events(job, life)
+        container = await self._engine.inspect(job.container_name) if job.attempt else None
+        now, monotonic = self._clock.now(), self._clock.monotonic()
+        arm(job, life, container, self._patience, now=now, monotonic=monotonic)
+        down = container is None or container.state.down
+        if life.sender is not None and down:
+            life.sender.cancel()
+        return Look(job, life, container)
+
+    async def _step(self, look: Look, outcomes: list[Outcome]) -> bool:
+        """Decide and act once. True when there may be more to do at once."""
+        if look.life.workspace_error is not None and look.job.status is Status.STARTING:
+            action = Action(Verb.FAIL, Bucket.FAILED, Reason.WORKSPACE_INVALID)
+        else:
+            now, monotonic = self._clock.now(), self._clock.monotonic()
+            facts = facts_of(look.job, look.life, self._patience, monotonic)
+            action = decide(facts, look.container, now, admitted=False)
+        look.action = action
+        if action.verb is Verb.NOTHING:
+            outcomes.append(look.outcome())
+            return False
+        again = await self._steps.perform(look)
+        outcomes.append(look.outcome())
+        return again
+
+    def _life(self, job: Job) -> Life:
+        if job.status.terminal:
+            return self._lives.pop(job.id, None) or Life(job.attempt)
+        life = self._lives.get(job.id)
+        if life is None or life.attempt != job.attempt:
+            life = self._lives[job.id] = Life(job.attempt)
+        return life
+
+    def _forget(self, job_id: str) -> None:
+        self._lives.pop(job_id, None)
+
+    async def _note_events(self, job: Job, life: Life) -> Job:
+        """A `kill` or `oom` is in the history before anything is decided from it."""
+        kills, oom = tuple(life.kills), life.oom and not job.oom
+        life.kills.clear()
+        if job.status.terminal or job.stop is not None or life.ours:
+            kills = ()  # told of signals that we sent
+        if not kills and not oom:
+            return job
+        told = [f"the engine told of signal {signum} from outside" for signum in kills]
+        told += ["the engine told of a process killed for want of memory"] if oom else []
+        noted = await self._jobs.note(
+            job.id,
+            self._clock.now(),
+            "; ".join(told),
+            kills=[*job.kills, *kills],
+            oom=job.oom or oom,
+        )
+        return noted or job
+
+    def _set_timer(self, look: Look) -> None:
+        key = job_key(look.job.id)
+        due = next_look(look.job, look.life, self._patience)
+        if due is None:
+            self._queue.forget_timer(key)
+        else:
+            self._queue.add_after(key, max(0.0, due - self._clock.monotonic()))
+
+    # starting
+
+    async def _dispatch(self, outcomes: list[Outcome]) -> None:
+        """Admit the head of the queue as long as there is room; the commit is the admission."""
+        while self.accepting and (head := await self._jobs.queue_head(self._clock.now())):
+            if not await self._has_room(head):
+                return
+            container = await self._engine.inspect(head.container_name) if head.attempt else None
+            facts = facts_of(head, Life(head.attempt), self._patience, self._clock.monotonic())
+            action = decide(facts, container, self._clock.now(), admitted=True)
+            if action.verb is not Verb.LAUNCH:
+                self._queue.add(job_key(head.id))
+                return
+            if await self._admit(head):
+                outcomes.append(Look(head, Life(head.attempt), None, action).outcome())
+        backoff = await self._jobs.next_backoff()
+        if backoff is not None:
+            left = (backoff - self._clock.now()).total_seconds()
+            self._queue.add_after(DISPATCH, max(left, RETRY_FIRST))
+
+    async def _has_room(self, head: Job) -> bool:
+        active = await self._jobs.active()
+        free_memory = self._settings.max_memory - sum(active.values())
+        return admit(head.spec.memory, self._settings.max_jobs - len(active), free_memory)
+
+    async def _admit(self, head: Job) -> bool:
+        moved = await self._jobs.move(
+            head.id,
+            Expect(Status.QUEUED, head.attempt),
+            Status.STARTING,
+            self._clock.now(),
+            attempt=head.attempt + 1,
+            starting_at=self._clock.now(),
+            not_before=None,
+            sent_at=None,
+            container_id=None,
+            kills=[],
+            oom=False,
+            engine_restarted_at=None,
+        )
+        self._queue.add(job_key(head.id))
+        return moved is not None
+
+    # containers without a job
+
+    async def _reconcile_stray(self, container_id: str, outcomes: list[Outcome]) -> None:
+        container = await self._engine.inspect(container_id)
+        if container is None:
+            return
+        job = await self._jobs.get(container.job)
+        if job is not None and job.attempt == container.attempt:
+            self._queue.add(job_key(job.id))
+            return
+        await self._remove_stray(container, outcomes)
+
+    async def _remove_all_of(self, job_id: str, outcomes: list[Outcome]) -> None:
+        for container in await self._engine.list():
+            if container.job == job_id:
+                await self._remove_stray(container, outcomes)
+
+    async def _remove_stray(self, container: Container, outcomes: list[Outcome]) -> None:
+        action = decide(None, container, self._clock.now(), admitted=False)
+        if action.verb is Verb.REMOVE:
+            await self._engine.remove(container.id)
+            logger().warning("orphan removed", container=container.name)
+            outcomes.append(
+                Outcome(
+                    action.bucket, container.name, container.job, container.changed_at, heard=False
+                )
+            )

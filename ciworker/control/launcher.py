@@ -1,0 +1,98 @@
+"""Starts containers: what is wanted of one, and the sending of its archive."""
+
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+from ciworker.control.clock import Clock
+from ciworker.domain.container import (
+    LABEL_ATTEMPT,
+    LABEL_INSTANCE,
+    LABEL_JOB,
+    LABEL_KIND,
+)
+from ciworker.domain.job import Job
+from ciworker.domain.mark import start_mark
+from ciworker.engine.port import Attachment, ContainerSpec, Image
+from ciworker.errors import EngineUnavailable
+from ciworker.settings import Settings
+from ciworker.source.archive import SpoolCorrupt
+from ciworker.source.shim import CONTAINER_COMMAND, RUN_MEMBER, run_script
+from ciworker.source.spool import END_OF_ARCHIVE, clean_tar, tar_member
+from ciworker.store.jobs import Jobs
+from ciworker.telemetry import logger
+
+ENGINE_LOG_FACTOR = 8
+ENGINE_LOG_EXTRA = 64 * 2**20
+
+
+def engine_log_size(settings: Settings) -> int:
+    """`max-size` of the engine's own log: so large that it only bounds the disk."""
+    return ENGINE_LOG_FACTOR * settings.log_limit + ENGINE_LOG_EXTRA
+
+
+def container_spec(job: Job, settings: Settings, instance: str, image: Image) -> ContainerSpec:
+    """What is wanted of this attempt's container."""
+    return ContainerSpec(
+        name=job.container_name,
+        image=image.id,
+        command=CONTAINER_COMMAND,
+        labels={
+            LABEL_INSTANCE: instance,
+            LABEL_KIND: "job",
+            LABEL_JOB: job.id,
+            LABEL_ATTEMPT: str(job.attempt),
+        },
+        memory=job.spec.memory,
+        cpus=job.spec.cpus,
+        pids=settings.job_pids,
+        network=job.spec.network,
+        workspace_size=settings.workspace_size,
+        log_max_size=engine_log_size(settings),
+        mounts=settings.job_mounts,
+        volumes=image.volumes,
+    )
+
+
+class Sender:
+    """Sends a job's length and archive into its attached container."""
+
+    def __init__(self, jobs: Jobs, settings: Settings, clock: Clock) -> None:
+        self._jobs = jobs
+        self._settings = settings
+        self._clock = clock
+
+    async def send(self, job: Job, container: str, attachment: Attachment, spool: Path) -> None:
+        """Send everything; `sent_at` is committed before the last member goes out.
+
+        Raises:
+            SpoolCorrupt: the stored workspace is missing or damaged.
+        """
+        last = self._last_member(job)
+        try:
+            await attachment.write(b"%d\n" % (job.tar_length + len(last)))
+            for piece in _counted(spool, job.tar_length):
+                await attachment.write(piece)
+            await self._jobs.note_quietly(job.id, sent_at=self._clock.now(), container_id=container)
+            await attachment.write(last)
+        except EngineUnavailable as error:
+            logger().info("sending broke off", error=str(error))
+
+    def _last_member(self, job: Job) -> bytes:
+        script = run_script(
+            job.spec.run,
+            {**job.spec.env, **self._settings.job_env},
+            start_mark(job.mark_token, job.id, job.attempt),
+        )
+        now = datetime.now(UTC).timestamp()
+        return tar_member(RUN_MEMBER, script, 0o600, now) + END_OF_ARCHIVE
+
+
+def _counted(spool: Path, length: int) -> Iterator[bytes]:
+    """The clean tar; a spool file of another length than the job's is damaged."""
+    sent = 0
+    for piece in clean_tar(spool):
+        sent += len(piece)
+        yield piece
+    if sent != length:
+        raise SpoolCorrupt(f"the stored workspace has {sent} bytes, not {length}")

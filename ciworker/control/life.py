@@ -1,0 +1,134 @@
+"""What only this process knows of a job: its tasks, its timers, events not yet noted.
+
+All of it can be lost: after a restart it is made anew from the store and the engine.
+"""
+
+import asyncio
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from ciworker.control.logpump import LogPump
+from ciworker.domain.container import Container
+from ciworker.domain.decide import Facts
+from ciworker.domain.job import Job, Mark, Reason, Status
+
+
+@dataclass(slots=True)
+class Life:
+    """One attempt of one job. Times are monotonic seconds.
+
+    terminated: TERM was sent in this life of the process. ours: we sent KILL. kills, oom: told by
+    events, to be noted before the next decision. heard: actions of this attempt's container that
+    events told of.
+    """
+
+    attempt: int
+    pump: LogPump | None = None
+    pump_task: asyncio.Task[None] | None = None
+    sender: asyncio.Task[None] | None = None
+    workspace_error: str | None = None
+    start_failures: int = 0
+    transfer_deadline: float | None = None
+    deadline: float | None = None
+    kill_at: float | None = None
+    terminated: bool = False
+    ours: bool = False
+    kills: list[int] = field(default_factory=list)
+    oom: bool = False
+    heard: set[str] = field(default_factory=set)
+
+    @property
+    def connected(self) -> bool:
+        """Our attached stream is alive."""
+        return self.pump is not None and self.pump.attached
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """The settings that bound a job's steps, in seconds and attempts."""
+
+    transfer_timeout: float
+    stop_grace: float
+    start_attempts: int
+    no_output_timeout: float | None
+
+
+def arm(
+    job: Job,
+    life: Life,
+    container: Container | None,
+    patience: Patience,
+    *,
+    now: datetime,
+    monotonic: float,
+) -> None:
+    """Set the deadlines that follow from what is stored, once each.
+
+    Within a life of the process they are monotonic. After a restart what is left is what the
+    wall clock says, bounded by nothing and the whole: so no step of the clock can hurt more.
+    """
+    started = container.started_at if container is not None and container.state.up else None
+    if job.status is Status.STARTING and life.transfer_deadline is None and started is not None:
+        left = patience.transfer_timeout - (now - started).total_seconds()
+        life.transfer_deadline = monotonic + _bounded(left, patience.transfer_timeout)
+    if job.status is Status.RUNNING and life.deadline is None and job.deadline_at is not None:
+        left = (job.deadline_at - now).total_seconds()
+        life.deadline = monotonic + _bounded(left, job.spec.timeout)
+    if job.status is Status.RUNNING and job.stop is not None and life.kill_at is None:
+        left = patience.stop_grace - (now - job.stop.at).total_seconds()
+        life.kill_at = monotonic + _bounded(left, patience.stop_grace)
+
+
+def _bounded(left: float, whole: float) -> float:
+    return max(0.0, min(left, whole))
+
+
+def facts_of(job: Job, life: Life, patience: Patience, monotonic: float) -> Facts:
+    """What the decision table asks about this job, now."""
+    overdue = life.transfer_deadline is not None and monotonic >= life.transfer_deadline
+    return Facts(
+        status=job.status,
+        cancel_asked=job.cancel_asked,
+        sent=job.sent_at is not None,
+        connected=life.connected,
+        mark=life.pump.mark if life.pump else Mark.UNKNOWN,
+        transfer_due=overdue,
+        attempts_left=job.attempt < patience.start_attempts,
+        stop_due=stop_due(job, life, patience, monotonic),
+        log_complete=job.log_complete or (life.pump is not None and life.pump.complete),
+        keep_until=job.keep_until,
+        killed=bool(job.kills),
+        engine_restarted=job.engine_restarted_at is not None,
+    )
+
+
+def stop_due(job: Job, life: Life, patience: Patience, monotonic: float) -> Reason | None:
+    """Why a running job has to stop; the first cause stays the cause."""
+    if job.stop is not None:
+        return job.stop.cause
+    if job.cancel_asked:
+        return Reason.CANCELLED
+    if life.pump is not None and life.pump.over_limit:
+        return Reason.LOG_LIMIT
+    if life.deadline is not None and monotonic >= life.deadline:
+        return Reason.TIMED_OUT
+    silent = _silence_ends(life, patience)
+    return Reason.NO_OUTPUT if silent is not None and monotonic >= silent else None
+
+
+def next_look(job: Job, life: Life, patience: Patience) -> float | None:
+    """When the job has to be looked at though nothing happens; None for never."""
+    if job.status is Status.STARTING:
+        return life.transfer_deadline
+    if job.status is not Status.RUNNING:
+        return None
+    if life.kill_at is not None:
+        return life.kill_at
+    due = (life.deadline, _silence_ends(life, patience))
+    return min((at for at in due if at is not None), default=None)
+
+
+def _silence_ends(life: Life, patience: Patience) -> float | None:
+    if patience.no_output_timeout is None or life.pump is None:
+        return None
+    return life.pump.last_output + patience.no_output_timeout

@@ -1,0 +1,53 @@
+"""One look at one job, and what came of it."""
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from ciworker.control.life import Life
+from ciworker.domain.container import Container
+from ciworker.domain.decide import Action, Bucket, Verb
+from ciworker.domain.job import Job
+from ciworker.store.jobs import Expect
+
+_NOTHING = Action(Verb.NOTHING)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What one step of a look did.
+
+    since: when the container came into the state that was found, by the engine's clock; None if
+    it is absent. heard: an event had told of it.
+    """
+
+    bucket: Bucket
+    name: str
+    job: str
+    since: datetime | None
+    heard: bool
+
+
+@dataclass(slots=True)
+class Look:
+    """What is wanted, what is, and what was decided."""
+
+    job: Job
+    life: Life
+    container: Container | None
+    action: Action = _NOTHING
+
+    @property
+    def expect(self) -> Expect:
+        return Expect(self.job.status, self.job.attempt)
+
+    @property
+    def found(self) -> Container:
+        """The container, where the decision says that there is one."""
+        assert self.container is not None
+        return self.container
+
+    def outcome(self) -> Outcome:
+        name = self.container.name if self.container else self.job.container_name
+        since = self.container.changed_at if self.container else None
+        heard = bool(self.life.heard & {"die", "destroy"})
+        return Outcome(self.action.bucket, name, self.job.id, since, heard)

@@ -1,0 +1,58 @@
+"""Images: looked up before each start, pulled beside the work queue, once for all who wait."""
+
+from collections.abc import Callable
+from typing import Literal
+
+from ciworker.control.supervisor import Supervisor
+from ciworker.engine.port import Engine, Image
+from ciworker.errors import ImageMissing
+from ciworker.telemetry import logger
+
+Policy = Literal["missing", "always", "never"]
+
+
+class Pulls:
+    """Pulls under way, by image, and what came of them, by job."""
+
+    def __init__(self, engine: Engine, supervisor: Supervisor, policy: Policy) -> None:
+        self._engine, self._supervisor, self._policy = engine, supervisor, policy
+        self._waiting: dict[str, dict[str, Callable[[], None]]] = {}
+        self._answers: dict[str, ImageMissing | None] = {}
+
+    async def image(self, job_id: str, name: str, again: Callable[[], None]) -> Image | None:
+        """The image of a job, or None while it is pulled; `again` is called once it is.
+
+        Raises:
+            ImageMissing: the engine has none and the pull failed, or `pull` is `never`.
+        """
+        answered = job_id in self._answers
+        if answered and (error := self._answers.pop(job_id)) is not None:
+            raise error
+        if answered or self._policy != "always":
+            image = await self._engine.image(name)
+            if image is not None:
+                return image
+        if self._policy == "never":
+            raise ImageMissing(f"the engine has no image {name!r}, and `pull` is set to never")
+        self._wait(job_id, name, again)
+        return None
+
+    def _wait(self, job_id: str, name: str, again: Callable[[], None]) -> None:
+        if name in self._waiting:
+            self._waiting[name][job_id] = again
+            return
+        self._waiting[name] = {job_id: again}
+        self._supervisor.spawn(self._pull(name), name=f"pull {name}")
+
+    async def _pull(self, name: str) -> None:
+        error = None
+        try:
+            logger().info("pulling an image", image=name)
+            await self._engine.pull(name)
+        except ImageMissing as missing:
+            logger().warning("an image could not be pulled", image=name, error=str(missing))
+            error = missing
+        finally:
+            for job_id, again in self._waiting.pop(name).items():
+                self._answers[job_id] = error
+                again()

@@ -1,0 +1,147 @@
+"""The safety net: look at everything, through the same queue, and say what it found.
+
+It runs at every (re)connect to the engine, every `resync_interval`, and on demand. What it mends
+counts as a repair if no event had told of it and it was older than two seconds, so that none was
+still under way.
+"""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+
+from ciworker.control.controller import Controller
+from ciworker.control.keys import DISPATCH, Key, job_key, stray_key
+from ciworker.control.look import Outcome
+from ciworker.control.steps import Parts
+from ciworker.domain.decide import Bucket
+from ciworker.errors import EngineUnavailable, TryAgain
+from ciworker.telemetry import logger
+
+UNDER_WAY = 2.0  # seconds an event may take
+MOST_WAIT = 60.0
+
+_NOT_REPAIRS = frozenset({Bucket.UNCHANGED, Bucket.CREATED})
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a resync found. buckets: names by bucket, each list sorted."""
+
+    buckets: Mapping[Bucket, Sequence[str]] = field(default_factory=dict)
+    repairs: int = 0
+    seconds: float = 0.0
+
+
+class Resync:
+    """Runs one resync at a time; whoever asks meanwhile joins it."""
+
+    def __init__(self, parts: Parts, controller: Controller) -> None:
+        self._clock, self._engine, self._jobs = parts.clock, parts.engine, parts.jobs
+        self._queue, self._controller = parts.queue, controller
+        self._interval = parts.settings.resync_interval
+        self._supervisor = parts.supervisor
+        self._running: asyncio.Future[Report] | None = None
+
+    async def run(self) -> Report:
+        """Look at everything and report.
+
+        Raises:
+            EngineUnavailable, StoreUnavailable: it could not be done.
+        """
+        if self._running is None:
+            self._running = asyncio.get_running_loop().create_future()
+            self._supervisor.spawn(self._run(self._running), name="resync")
+        return await asyncio.shield(self._running)
+
+    async def start_afresh(self) -> None:
+        """Begin a resync that lists everything after this call; returns at once."""
+        self._supervisor.spawn(self._afresh(), name="resync after connecting")
+
+    async def _afresh(self) -> None:
+        try:
+            if self._running is not None:
+                await asyncio.wait([self._running])
+            await self.run()
+        except TryAgain as error:
+            logger().warning("resync failed", error=str(error))
+
+    async def run_periodically(self) -> None:
+        """For ever, every `resync_interval`."""
+        while True:
+            await asyncio.sleep(self._interval)
+            try:
+                await self.run()
+            except TryAgain as error:
+                logger().warning("resync failed", error=str(error))
+
+    async def _run(self, result: "asyncio.Future[Report]") -> None:
+        try:
+            report = await self._resync()
+        except TryAgain as error:
+            result.set_exception(error)
+            result.exception()  # whoever waits gets it; without anyone it is not worth a warning
+        else:
+            result.set_result(report)
+        finally:
+            self._running = None
+            result.cancel()
+
+    async def _resync(self) -> Report:
+        began, began_at = self._clock.monotonic(), self._clock.now()
+        keys = await self._keys()
+        looks = [self._queue.join(key) for key in keys]
+        try:
+            async with asyncio.timeout(MOST_WAIT):
+                found = await asyncio.gather(*looks)
+        except TimeoutError:
+            raise EngineUnavailable(
+                f"the resync did not come to its end in {MOST_WAIT:g} s: the engine is slow"
+            ) from None
+        changes = [first for outcomes in found if (first := _first_change(outcomes))]
+        repairs = sum([await self._is_repair(change, began, began_at) for change in changes])
+        report = Report(_buckets(found), repairs, self._clock.monotonic() - began)
+        _log(report)
+        return report
+
+    async def _keys(self) -> list[Key]:
+        containers = await self._engine.list()
+        attempts = await self._jobs.attempts({container.job for container in containers})
+        live = [*await self._jobs.active(), *await self._jobs.cancelled_while_queued()]
+        strays = [c.id for c in containers if attempts.get(c.job) != c.attempt]
+        jobs = dict.fromkeys([*live, *attempts])
+        return [*map(job_key, jobs), *map(stray_key, strays), DISPATCH]
+
+    async def _is_repair(self, outcome: Outcome, began: float, began_at: datetime) -> bool:
+        if outcome.bucket in _NOT_REPAIRS or outcome.heard:
+            return False
+        if outcome.since is not None:
+            return began_at - outcome.since > timedelta(seconds=UNDER_WAY)
+        # Nothing says since when a container is absent: give its event the time it may take.
+        await asyncio.sleep(max(0.0, began + UNDER_WAY - self._clock.monotonic()))
+        return not self._controller.heard_of(outcome.job, began - UNDER_WAY)
+
+
+def _first_change(outcomes: Sequence[Outcome]) -> Outcome | None:
+    """What a look found; the steps after it follow from it."""
+    return next((o for o in outcomes if o.bucket is not Bucket.UNCHANGED), None)
+
+
+def _buckets(found: Sequence[Sequence[Outcome]]) -> dict[Bucket, list[str]]:
+    """Each name in the bucket of every step done to it; unchanged only if nothing was."""
+    buckets: dict[Bucket, set[str]] = {bucket: set() for bucket in Bucket}
+    for outcomes in found:
+        changes = [o for o in outcomes if o.bucket is not Bucket.UNCHANGED]
+        for outcome in changes or outcomes[:1]:
+            buckets[outcome.bucket].add(outcome.name)
+    return {bucket: sorted(names) for bucket, names in buckets.items()}
+
+
+def _log(report: Report) -> None:
+    changed = {
+        bucket.value: names
+        for bucket, names in report.buckets.items()
+        if names and bucket is not Bucket.UNCHANGED
+    }
+    if changed or report.repairs:
+        logger().info("resync", repairs=report.repairs, **changed)

@@ -1,0 +1,367 @@
+"""The steps that `decide` can ask for: each may be repeated after a crash at any point of it.
+
+A step returns True when the job can be looked at again at once, False when an event, a timer or a
+task of the job will bring its key back.
+"""
+
+import asyncio
+import signal
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+
+from ciworker.control.clock import Clock
+from ciworker.control.keys import DISPATCH, Key, job_key
+from ciworker.control.launcher import Sender, container_spec, engine_log_size
+from ciworker.control.life import Life
+from ciworker.control.logpump import LogLimits, LogPump
+from ciworker.control.look import Look, Outcome
+from ciworker.control.pulls import Pulls
+from ciworker.control.supervisor import Supervisor
+from ciworker.control.workqueue import WorkQueue
+from ciworker.domain.decide import Verb
+from ciworker.domain.job import Job, Reason, Status, status_of
+from ciworker.domain.verdict import CONTAINER_LOST, ENGINE_RESTARTED, killed_sentence, verdict
+from ciworker.engine.port import Attachment, Engine
+from ciworker.errors import (
+    CiworkerError,
+    EngineFailed,
+    EngineRefused,
+    ImageMissing,
+    NameTaken,
+    StoreUnavailable,
+)
+from ciworker.feed.feed import Feed
+from ciworker.settings import Settings
+from ciworker.source.archive import SpoolCorrupt
+from ciworker.store.jobs import Jobs
+from ciworker.store.logs import LogReader, LogWriter
+from ciworker.telemetry import logger
+
+REQUEUE_FIRST = 0.2
+SETTLE = 0.25  # seconds a look waits for the rest of a log before it lets others go on
+CLOSE_WAIT = 5.0
+
+Queue = WorkQueue[Key, list[Outcome]]
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What the control room works with; made once, in `app.py`."""
+
+    settings: Settings
+    instance: str
+    clock: Clock
+    engine: Engine
+    jobs: Jobs
+    logs: LogReader
+    writer: LogWriter
+    feed: Feed
+    queue: Queue
+    supervisor: Supervisor
+
+
+class Steps:
+    """Performs what was decided."""
+
+    def __init__(self, parts: Parts, forget: Callable[[str], None]) -> None:
+        """Take the parts.
+
+        Args:
+            parts: of the worker.
+            forget: called with the id of a job whose attempt is over.
+        """
+        self._settings, self._instance, self._clock = parts.settings, parts.instance, parts.clock
+        self._engine, self._jobs, self._logs = parts.engine, parts.jobs, parts.logs
+        self._writer, self._feed, self._queue = parts.writer, parts.feed, parts.queue
+        self._supervisor, self._forget = parts.supervisor, forget
+        self._sender = Sender(parts.jobs, parts.settings, parts.clock)
+        self._pulls = Pulls(parts.engine, parts.supervisor, parts.settings.pull)
+        self._log_limits = LogLimits(
+            parts.settings.log_limit, engine_log_size(parts.settings) * 8 // 10
+        )
+        self._verbs: Mapping[Verb, Callable[[Look], Awaitable[bool]]] = {
+            Verb.LAUNCH: self._launch,
+            Verb.START: self._start,
+            Verb.WATCH: self._watch,
+            Verb.LOOK_FOR_MARK: self._read_rest,
+            Verb.ENTER_RUNNING: self._enter_running,
+            Verb.REQUEUE: self._requeue,
+            Verb.READ_OUTPUT: self._read_output,
+            Verb.STOP: self._stop,
+            Verb.KILL: self._kill,
+            Verb.REMOVE: self._remove,
+            Verb.CANCEL: self._cancel,
+            Verb.FAIL: self._fail_as_decided,
+            Verb.RECORD_VERDICT: self._record_verdict,
+        }
+
+    async def perform(self, look: Look) -> bool:
+        """Do what `look.action` says."""
+        return await self._verbs[look.action.verb](look)
+
+    # starting
+
+    async def _launch(self, look: Look) -> bool:
+        """Create the container of a job that is `starting`; START follows at once."""
+        job = look.job
+        try:
+            image = await self._pulls.image(job.id, job.spec.image, self._again(job))
+            if image is None:
+                return False
+            spec = container_spec(job, self._settings, self._instance, image)
+            container_id = await self._engine.create(spec)
+        except NameTaken:
+            return True
+        except ImageMissing as error:
+            return await self._fail(look, Reason.IMAGE_MISSING, str(error))
+        except EngineRefused as error:
+            return await self._fail(look, Reason.START_REFUSED, _refused(job, error))
+        except EngineFailed as error:
+            return await self._start_failed(look, error)
+        return await self._start_container(look, container_id)
+
+    async def _start(self, look: Look) -> bool:
+        return await self._start_container(look, look.found.id)
+
+    async def _start_container(self, look: Look, container: str) -> bool:
+        job, life = look.job, look.life
+        await self._end_tasks(life)
+        try:
+            attachment = await self._engine.attach(container)
+            await self._pump(job, life, container, attachment)
+            await self._engine.start(container)
+        except EngineFailed as error:
+            return await self._start_failed(look, error)
+        except EngineRefused as error:
+            return await self._fail(look, Reason.START_REFUSED, _refused(job, error))
+        life.transfer_deadline = self._clock.monotonic() + self._settings.transfer_timeout
+        life.sender = self._supervisor.spawn(
+            self._send(job, life, container, attachment), name=f"send {job.id}"
+        )
+        return False
+
+    async def _send(self, job: Job, life: Life, container: str, attachment: Attachment) -> None:
+        try:
+            spool = self._settings.spool_file(job.id)
+            await self._sender.send(job, container, attachment, spool)
+        except SpoolCorrupt as error:
+            life.workspace_error = str(error)
+            self._queue.add(job_key(job.id))
+
+    async def _start_failed(self, look: Look, error: EngineFailed) -> bool:
+        """The engine answered with an error of its own: tried again, not for ever."""
+        look.life.start_failures += 1
+        if look.life.start_failures >= self._settings.start_attempts:
+            return await self._fail(look, Reason.START_REFUSED, _refused(look.job, error))
+        await self._jobs.note(
+            look.job.id, self._clock.now(), f"the start failed and is tried again: {error}"
+        )
+        raise error
+
+    async def _pump(
+        self, job: Job, life: Life, container: str, attachment: Attachment | None
+    ) -> LogPump:
+        pump = LogPump(
+            job,
+            container,
+            engine=self._engine,
+            writer=self._writer,
+            topic=self._feed.topic(job.id),
+            end=await self._logs.end(job.id),
+            limits=self._log_limits,
+            on_progress=self._again(job),
+        )
+        life.pump = pump
+        life.pump_task = self._supervisor.spawn(
+            pump.run(attachment), name=f"pump {job.id}", on_error=lambda: self._replace(job, life)
+        )
+        return pump
+
+    def _replace(self, job: Job, life: Life) -> None:
+        """A pump failed: another one goes on from what is stored."""
+        life.pump = None
+        self._queue.add_after(job_key(job.id), 1.0)
+
+    async def _watch(self, look: Look) -> bool:
+        pump = look.life.pump or await self._pump(look.job, look.life, look.found.id, None)
+        pump.container_up()
+        return False
+
+    async def _enter_running(self, look: Look) -> bool:
+        pump, now = look.life.pump, self._clock.now()
+        assert pump is not None
+        if pump.marked_at is not None:
+            now -= timedelta(seconds=self._clock.monotonic() - pump.marked_at)
+        moved = await self._jobs.move(
+            look.job.id,
+            look.expect,
+            Status.RUNNING,
+            now,
+            started_at=now,
+            deadline_at=now + timedelta(seconds=look.job.spec.timeout),
+            container_id=look.container.id if look.container else None,
+        )
+        return moved is not None
+
+    async def _requeue(self, look: Look) -> bool:
+        await self._close_log(look)
+        job, now = look.job, self._clock.now()
+        delay = REQUEUE_FIRST * 2**job.attempt
+        await self._jobs.move(
+            job.id,
+            look.expect,
+            Status.QUEUED,
+            now,
+            message=f"attempt {job.attempt} never began and is tried again: {_why_unsent(look)}",
+            not_before=now + timedelta(seconds=delay),
+        )
+        self._forget(job.id)
+        self._queue.add(DISPATCH)
+        return True
+
+    # running
+
+    async def _read_output(self, look: Look) -> bool:
+        if look.found.state.down:
+            return await self._read_rest(look)
+        return await self._watch(look)
+
+    async def _read_rest(self, look: Look) -> bool:
+        """The container is down: wait a little for the rest of its log, else come back."""
+        pump = look.life.pump or await self._pump(look.job, look.life, look.found.id, None)
+        pump.container_down()
+        return await pump.completed(SETTLE)
+
+    async def _stop(self, look: Look) -> bool:
+        """Noted before it is sent; TERM to every process, and after the grace KILL."""
+        job, life, container = look.job, look.life, look.found
+        assert look.action.reason is not None
+        now, monotonic = self._clock.now(), self._clock.monotonic()
+        if job.stop is None:
+            noted = await self._jobs.note(
+                job.id,
+                now,
+                f"stopping: {look.action.reason}",
+                reason=look.action.reason,
+                stop_cause=look.action.reason,
+                stop_at=now,
+                stop_by=job.cancel_by,
+            )
+            if noted is None:
+                return True
+            life.kill_at = monotonic + self._settings.stop_grace
+        assert life.kill_at is not None
+        if monotonic >= life.kill_at:
+            await self._kill(look)
+            life.kill_at = monotonic + self._settings.stop_grace
+        elif not life.terminated:
+            await self._engine.signal(container.id, signal.SIGTERM)
+            life.terminated = True
+        return await self._watch(look)
+
+    async def _kill(self, look: Look) -> bool:
+        look.life.ours = True
+        await self._engine.signal(look.found.id, signal.SIGKILL)
+        return False
+
+    async def _record_verdict(self, look: Look) -> bool:
+        found = verdict(look.job, look.found)
+        return await self._end(look, found.reason, found.message, exit_code=found.exit_code)
+
+    # the end
+
+    async def _fail_as_decided(self, look: Look) -> bool:
+        assert look.action.reason is not None
+        return await self._fail(look, look.action.reason, _why_failed(look))
+
+    async def _fail(self, look: Look, reason: Reason, message: str) -> bool:
+        return await self._end(look, reason, message)
+
+    async def _cancel(self, look: Look) -> bool:
+        if look.container is not None:
+            await self._engine.remove(look.container.id)
+        by = look.job.cancel_by or "the operator"
+        return await self._end(look, Reason.CANCELLED, f"cancelled by {by} before it began")
+
+    async def _end(
+        self, look: Look, reason: Reason, message: str, *, exit_code: int | None = None
+    ) -> bool:
+        """Record the end, after the last line: no line is ever stored behind it."""
+        await self._close_log(look)
+        pump = look.life.pump
+        moved = await self._jobs.move(
+            look.job.id,
+            look.expect,
+            status_of(reason),
+            self._clock.now(),
+            reason=reason,
+            message=message,
+            exit_code=exit_code,
+            log_complete=True,
+            log_incomplete=pump.incomplete if pump else look.job.log_incomplete,
+        )
+        if moved is not None:
+            logger().info("job ended", job=look.job.id, reason=reason, message=message)
+            self._forget(look.job.id)
+            self._queue.add(DISPATCH)
+        return True
+
+    async def _close_log(self, look: Look) -> None:
+        """What was read is stored and shown, and nothing more is read."""
+        life = look.life
+        if life.pump is not None and not life.pump.complete:
+            life.pump.container_down()
+            if look.job.status is Status.STARTING or not await life.pump.completed(CLOSE_WAIT):
+                await _cancelled(life.pump_task)
+                life.pump.give_up()
+                if not await life.pump.completed(CLOSE_WAIT):
+                    raise StoreUnavailable("lines of the job wait for the store")
+        await self._end_tasks(life)
+
+    async def _end_tasks(self, life: Life) -> None:
+        await _cancelled(life.sender)
+        await _cancelled(life.pump_task)
+
+    async def _remove(self, look: Look) -> bool:
+        await self._engine.remove(look.found.id)
+        if look.job.status is Status.QUEUED:
+            self._queue.add(DISPATCH)
+        return False
+
+    def _again(self, job: Job) -> Callable[[], None]:
+        return lambda: self._queue.add(job_key(job.id))
+
+
+def _refused(job: Job, error: CiworkerError) -> str:
+    return f"the engine could not start a container of {job.spec.image!r}: {error}"
+
+
+def _why_unsent(look: Look) -> str:
+    pump, container = look.life.pump, look.container
+    said = pump.preamble.decode(errors="replace").strip() if pump else ""
+    code = container.exit_code if container else None
+    return said[:1000] or (f"the container ended with exit code {code}")
+
+
+def _why_failed(look: Look) -> str:
+    match look.action.reason:
+        case Reason.KILLED_OUTSIDE:
+            return killed_sentence(look.job.kills[-1] if look.job.kills else None)
+        case Reason.ENGINE_RESTARTED:
+            return ENGINE_RESTARTED
+        case Reason.WORKSPACE_INVALID:
+            return f"{look.life.workspace_error}: submit it again"
+        case Reason.TRANSFER_FAILED:
+            return (
+                f"the workspace could not be brought into the container in {look.job.attempt} "
+                f"attempts: {_why_unsent(look)}"
+            )
+        case _:
+            return CONTAINER_LOST
+
+
+async def _cancelled(task: asyncio.Task[None] | None) -> None:
+    if task is not None and task is not asyncio.current_task():
+        task.cancel()
+        await asyncio.wait([task])

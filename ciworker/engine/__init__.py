@@ -1,0 +1,1 @@
+"""The Docker engine as ciworker sees it; the only room that imports aiodocker."""

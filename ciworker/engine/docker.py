@@ -1,0 +1,357 @@
+"""The port on a real Docker engine, by aiodocker.
+
+Two clients: short calls must not wait behind the streams' connections (aiodocker's pool holds
+100, engine-facts rule 15). aiodocker has no default timeouts, so every short call gets one here.
+"""
+
+import asyncio
+import contextlib
+import json
+import os
+import re
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Self
+
+import aiodocker
+import aiohttp
+from aiodocker.stream import Stream as DockerStream
+from yarl import URL
+
+from ciworker.domain.container import (
+    LABEL_ATTEMPT,
+    LABEL_INSTANCE,
+    LABEL_JOB,
+    Container,
+    State,
+)
+from ciworker.domain.log import LogFrame, Stream
+from ciworker.engine.output import FrameParser
+from ciworker.engine.port import ContainerSpec, EngineInfo, Event, Image, event_time
+from ciworker.engine.sandbox import container_config
+from ciworker.errors import (
+    ContainerMissing,
+    EngineFailed,
+    EngineRefused,
+    EngineUnavailable,
+    ImageMissing,
+    NameTaken,
+)
+
+CALL_TIMEOUT = 30.0
+PULL_TIMEOUT = 900.0
+EVENT_ACTIONS = ("kill", "oom", "die", "start", "destroy")
+
+_SOCKETS = ("/var/run/docker.sock", "/run/docker.sock")
+_NO_TIMEOUT = aiohttp.ClientTimeout(total=None, sock_read=None)
+_BROKEN = (aiohttp.ClientError, OSError, EOFError, json.JSONDecodeError)
+
+
+class _Conflict(ContainerMissing):
+    """409: the container cannot take this call, as it is not running or is being removed."""
+
+
+class DockerEngine:
+    """Implements `ciworker.engine.port.Engine` for the containers of one instance."""
+
+    def __init__(self, host: str | None, instance: str) -> None:
+        """Make the clients; connects at the first call.
+
+        Args:
+            host: `unix://…` or `tcp://…`; None for `DOCKER_HOST`, else the local socket.
+            instance: the value of the instance label that makes a container ours.
+        """
+        self.host = host or os.environ.get("DOCKER_HOST") or _local_socket()
+        self._instance = instance
+        self._calls = _client(self.host)
+        self._streams = _client(self.host)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        for client in (self._calls, self._streams):
+            await client.close()
+            await client.connector.close()
+
+    async def info(self) -> EngineInfo:
+        answer = await self._json("info")
+        now = datetime.fromisoformat(answer["SystemTime"]).timestamp()
+        return EngineInfo(str(answer["ServerVersion"]), now, answer)
+
+    async def image(self, name: str) -> Image | None:
+        try:
+            answer = await self._json(f"images/{name}/json")
+        except ContainerMissing:
+            return None
+        return Image(answer["Id"], tuple((answer.get("Config") or {}).get("Volumes") or ()))
+
+    async def pull(self, name: str) -> None:
+        tagged = name if ":" in name.rpartition("/")[2] or "@" in name else f"{name}:latest"
+        try:
+            with self._translated():
+                async with (
+                    asyncio.timeout(PULL_TIMEOUT),
+                    self._streams._query(  # rule 14: its own wrappers hide errors
+                        "images/create", "POST", params={"fromImage": tagged}, timeout=_NO_TIMEOUT
+                    ) as response,
+                ):
+                    with contextlib.closing(response):
+                        async for line in response.content:
+                            _raise_pull_error(json.loads(line))
+        except (EngineRefused, EngineUnavailable) as error:
+            raise ImageMissing(f"image {name!r} could not be pulled: {error}") from error
+
+    async def create(self, spec: ContainerSpec) -> str:
+        try:
+            answer = await self._json(
+                "containers/create", "POST", params={"name": spec.name}, data=container_config(spec)
+            )
+        except _Conflict as error:
+            raise NameTaken(str(error)) from error
+        except ContainerMissing as error:
+            raise ImageMissing(str(error)) from error
+        return str(answer["Id"])
+
+    async def attach(self, container: str) -> "DockerAttachment":
+        async def setup() -> tuple[URL, bytes | None, bool]:
+            query = {"stdin": 1, "stdout": 1, "stderr": 1, "stream": 1}
+            return URL(f"containers/{container}/attach").with_query(query), None, False
+
+        stream = DockerStream(self._streams, setup, _NO_TIMEOUT)
+        with self._translated():
+            async with asyncio.timeout(CALL_TIMEOUT):
+                await stream._init()  # open now, before the container starts
+        return DockerAttachment(stream)
+
+    async def start(self, container: str) -> None:
+        await self._done(f"containers/{container}/start", "POST")
+
+    async def signal(self, container: str, signum: int) -> None:
+        with contextlib.suppress(ContainerMissing):  # or 409: it is not running
+            await self._done(f"containers/{container}/kill", "POST", {"signal": str(signum)})
+
+    async def remove(self, container: str) -> None:
+        with contextlib.suppress(ContainerMissing):  # or 409: removal is under way
+            await self._done(f"containers/{container}", "DELETE", {"force": "1", "v": "1"})
+
+    async def inspect(self, container: str) -> Container | None:
+        try:
+            answer = await self._json(f"containers/{container}/json")
+        except ContainerMissing:
+            return None
+        return _container(answer)
+
+    async def list(self) -> Sequence[Container]:
+        filters = json.dumps({"label": [f"{LABEL_INSTANCE}={self._instance}"]})
+        answer = await self._json("containers/json", params={"all": "1", "filters": filters})
+        return [_listed(item) for item in answer]
+
+    async def log(self, container: str, *, follow: bool) -> AsyncIterator[Sequence[LogFrame]]:
+        params = {"stdout": "1", "stderr": "1", "timestamps": "1", "follow": str(int(follow))}
+        parser = FrameParser()
+        async with self._stream(f"containers/{container}/logs", params) as content:  # rule 13
+            async for data in content.iter_any():
+                if frames := parser.feed(data):
+                    yield frames
+        if parser.failure:
+            raise EngineRefused(f"the engine's log is damaged: {parser.failure}")
+        if parser.truncated:
+            raise EngineUnavailable("the engine's log broke off in the middle of an entry")
+
+    async def remembers(self, event: Event) -> bool:
+        at = event_time(event)
+        with self._translated():
+            async with (
+                asyncio.timeout(CALL_TIMEOUT),
+                self._event_stream({"since": at, "until": at}) as lines,
+            ):
+                return any([_event(json.loads(line)) == event async for line in lines])
+
+    async def events(self, since: str) -> AsyncIterator[Event | None]:
+        async with self._event_stream({"since": since}) as lines:
+            yield None
+            async for line in lines:
+                yield _event(json.loads(line))
+        raise EngineUnavailable("the engine closed its event stream")
+
+    def _event_stream(
+        self, window: Mapping[str, str]
+    ) -> contextlib.AbstractAsyncContextManager[aiohttp.StreamReader]:
+        filters = json.dumps(
+            {
+                "type": ["container"],
+                "label": [f"{LABEL_INSTANCE}={self._instance}"],
+                "event": list(EVENT_ACTIONS),
+            }
+        )
+        return self._stream("events", {**window, "filters": filters})  # rule 14: own the loop
+
+    @contextlib.asynccontextmanager
+    async def _stream(
+        self, path: str, params: Mapping[str, str]
+    ) -> AsyncIterator[aiohttp.StreamReader]:
+        """A response without an end in sight; only until it opens is it bounded in time."""
+        async with contextlib.AsyncExitStack() as opened:
+            opened.enter_context(self._translated())
+            async with asyncio.timeout(CALL_TIMEOUT):
+                response = await opened.enter_async_context(
+                    self._streams._query(path, params=dict(params), timeout=_NO_TIMEOUT)
+                )
+            # aiodocker 0.27 leaves that to the garbage collector, and until then the engine
+            # writes to somebody who does not read
+            opened.callback(response.close)
+            yield response.content
+
+    async def _json(
+        self,
+        path: str,
+        method: str = "GET",
+        *,
+        params: Mapping[str, str] | None = None,
+        data: Mapping[str, object] | None = None,
+    ) -> Any:  # whatever the engine answers
+        with self._translated():
+            async with asyncio.timeout(CALL_TIMEOUT):
+                return await self._calls._query_json(  # one way for all calls
+                    path, method, params=dict(params or {}), data=data
+                )
+
+    async def _done(self, path: str, method: str, params: Mapping[str, str] | None = None) -> None:
+        with self._translated():
+            async with (
+                asyncio.timeout(CALL_TIMEOUT),
+                self._calls._query(path, method, params=dict(params or {})),
+            ):
+                pass
+
+    @contextlib.contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except TimeoutError as error:
+            raise EngineUnavailable("the Docker engine did not answer in time") from error
+        except aiodocker.DockerError as error:
+            raise _translate(error) from error
+        except _BROKEN as error:
+            raise EngineUnavailable(
+                f"the Docker engine at {self.host} does not answer: {error}"
+            ) from error
+
+
+class DockerAttachment:
+    """Implements `ciworker.engine.port.Attachment`."""
+
+    def __init__(self, stream: DockerStream) -> None:
+        self._stream = stream
+
+    async def write(self, data: bytes) -> None:
+        try:
+            await self._stream.write_in(data)
+        except (*_BROKEN, RuntimeError, AssertionError) as error:
+            # aiodocker asserts that the transport is there; a broken one has none
+            raise EngineUnavailable("the connection to the container broke") from error
+
+    async def read(self) -> tuple[Stream, bytes] | None:
+        try:
+            message = await self._stream.read_out()
+        except _BROKEN as error:
+            raise EngineUnavailable("the connection to the container broke") from error
+        return (Stream(message.stream), message.data) if message else None
+
+    async def close(self) -> None:
+        try:
+            await self._stream.close()
+        except AssertionError:
+            # aiodocker 0.27 asserts a connection; one that broke is closed already
+            self._stream._closed = True
+
+
+def _local_socket() -> str:
+    found = next((path for path in _SOCKETS if Path(path).exists()), _SOCKETS[0])
+    return f"unix://{found}"
+
+
+def _client(host: str) -> aiodocker.Docker:
+    """A client without a limit on connections; its own session bounds nothing in time."""
+    if host.startswith("unix://"):
+        connector: aiohttp.BaseConnector = aiohttp.UnixConnector(
+            host.removeprefix("unix://"), limit=0
+        )
+        return aiodocker.Docker(url="unix://localhost", connector=connector)
+    if host.startswith(("tcp://", "http://")):
+        return aiodocker.Docker(
+            url=re.sub("^tcp://", "http://", host), connector=aiohttp.TCPConnector(limit=0)
+        )
+    raise EngineRefused(f"docker_host {host!r} is not supported: use unix:// or tcp://")
+
+
+def _translate(error: aiodocker.DockerError) -> Exception:
+    message = error.message.strip() or f"the engine answered {error.status}"
+    if error.status >= 900:  # aiodocker's own number for 'no connection'
+        return EngineUnavailable(message)
+    if error.status >= 500:
+        return EngineFailed(message)
+    if error.status == 404:
+        return ContainerMissing(message)
+    return _Conflict(message) if error.status == 409 else EngineRefused(message)
+
+
+def _raise_pull_error(line: Mapping[str, Any]) -> None:
+    if "error" in line:
+        raise EngineRefused(str(line["error"]))
+
+
+def _instant(text: str) -> datetime | None:
+    """An RFC 3339 time; the engine writes the year 1 for 'never'."""
+    return None if text.startswith("0001") else datetime.fromisoformat(text)
+
+
+def _container(answer: Mapping[str, Any]) -> Container:
+    state, labels = answer["State"], answer["Config"]["Labels"] or {}
+    started, finished = _instant(state["StartedAt"]), _instant(state["FinishedAt"])
+    status = State(state["Status"])
+    changed = finished if status.down else started if status.up else _instant(answer["Created"])
+    return Container(
+        id=answer["Id"],
+        name=answer["Name"].removeprefix("/"),
+        state=status,
+        job=labels.get(LABEL_JOB, ""),
+        attempt=_number(labels.get(LABEL_ATTEMPT)),
+        exit_code=state["ExitCode"] if status.down else None,
+        oom_killed=bool(state["OOMKilled"]),
+        changed_at=changed,
+        started_at=started,
+        finished_at=finished,
+        error=state.get("Error") or "",
+    )
+
+
+def _listed(item: Mapping[str, Any]) -> Container:
+    labels = item["Labels"] or {}
+    return Container(
+        id=item["Id"],
+        name=item["Names"][0].removeprefix("/") if item["Names"] else item["Id"],
+        state=State(item["State"]),
+        job=labels.get(LABEL_JOB, ""),
+        attempt=_number(labels.get(LABEL_ATTEMPT)),
+    )
+
+
+def _event(line: Mapping[str, Any]) -> Event:
+    actor = line["Actor"]
+    labels = actor.get("Attributes") or {}
+    return Event(
+        action=line["Action"],
+        container=actor["ID"],
+        job=labels.get(LABEL_JOB, ""),
+        attempt=_number(labels.get(LABEL_ATTEMPT)),
+        at=int(line["timeNano"]),
+        signal=_number(labels["signal"]) if "signal" in labels else None,
+    )
+
+
+def _number(text: str | None) -> int:
+    """A label that we wrote; anything else counts as attempt 0, which no job has."""
+    return int(text) if text and text.isdigit() else 0

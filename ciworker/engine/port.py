@@ -1,0 +1,150 @@
+"""What the worker asks of a container engine.
+
+The lifecycle is create, attach, start, (signal), remove. Every call is one step that may be
+repeated after a crash: `create` of a name that exists raises NameTaken, `start` of a started
+container and `remove` of a missing one do nothing. Events are hints; the truth is `inspect`.
+
+All calls but the streams are bounded in time. They raise EngineUnavailable where the engine does
+not answer (try again) and EngineRefused where it says no (final).
+"""
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from ciworker.domain.container import Container
+from ciworker.domain.log import LogFrame, Stream
+
+
+@dataclass(frozen=True, slots=True)
+class ContainerSpec:
+    """What is wanted of a container, fixed at its creation.
+
+    memory, workspace_size, log_max_size in bytes; mounts as `source:target:ro`; volumes are the
+    paths that the image declares and that have to be covered.
+    """
+
+    name: str
+    image: str
+    command: Sequence[str]
+    labels: Mapping[str, str]
+    memory: int
+    cpus: float
+    pids: int
+    network: bool
+    workspace_size: int
+    log_max_size: int
+    mounts: Sequence[str] = ()
+    volumes: Sequence[str] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """An image that the engine has."""
+
+    id: str
+    volumes: Sequence[str] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One line of the engine's event stream, about a container of ours.
+
+    at: nanoseconds since the epoch, the engine's clock. signal: of a `kill`.
+    """
+
+    action: str
+    container: str
+    job: str
+    attempt: int
+    at: int
+    signal: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EngineInfo:
+    """What the engine says of itself. now: its clock, in seconds since the epoch."""
+
+    version: str
+    now: float
+    details: Mapping[str, object] = field(default_factory=dict)
+
+
+class Attachment(Protocol):
+    """The three standard streams of one container, on one connection.
+
+    A reader that stalls blocks the container's control: whoever holds one reads it or closes it.
+    """
+
+    async def write(self, data: bytes) -> None:
+        """Write to stdin; returns when the connection can take more."""
+
+    async def read(self) -> tuple[Stream, bytes] | None:
+        """What the container wrote next; None at the end of its output.
+
+        Raises:
+            EngineUnavailable: the connection broke.
+        """
+
+    async def close(self) -> None:
+        """Let go of the connection; the container runs on."""
+
+
+class Engine(Protocol):
+    """See the module's docstring for what holds for all calls."""
+
+    async def info(self) -> EngineInfo: ...
+
+    async def image(self, name: str) -> Image | None: ...
+
+    async def pull(self, name: str) -> None:
+        """Raises ImageMissing with the registry's reason."""
+
+    async def create(self, spec: ContainerSpec) -> str:
+        """The new container's id. Raises NameTaken, ImageMissing."""
+
+    async def attach(self, container: str) -> Attachment:
+        """Open before `start`, so that no byte is missed. Raises ContainerMissing."""
+
+    async def start(self, container: str) -> None:
+        """Raises EngineRefused where its command cannot be started, ContainerMissing."""
+
+    async def signal(self, container: str, signum: int) -> None:
+        """To the container's init; does nothing if the container is not up."""
+
+    async def remove(self, container: str) -> None:
+        """With its anonymous volumes; kills it first if it is up; does nothing if it is gone."""
+
+    async def inspect(self, container: str) -> Container | None:
+        """By id or name."""
+
+    async def list(self) -> Sequence[Container]:
+        """All containers with our instance label; without exit codes."""
+
+    def log(self, container: str, *, follow: bool) -> AsyncIterator[Sequence[LogFrame]]:
+        """The engine's own log from its first entry, in batches.
+
+        With `follow` it goes on while the container runs, but its end is no proof that nothing is
+        missing (engine-facts, rule 8); without, on a container that is down, it is complete.
+
+        Raises:
+            ContainerMissing, EngineUnavailable; EngineRefused after the last entry that can be
+            read, where the log is damaged.
+        """
+
+    async def remembers(self, event: Event) -> bool:
+        """Whether the engine can still replay this event; a restart empties what it can."""
+
+    def events(self, since: str) -> AsyncIterator[Event | None]:
+        """Events of our containers from `since` (inclusive, `"seconds.nanoseconds"`).
+
+        The first item is None: the engine has answered and the stream is open.
+
+        Raises:
+            EngineUnavailable: the stream ended or broke; it never ends otherwise.
+        """
+
+
+def event_time(event: Event) -> str:
+    """An event's time as `since` and `until` take it, exact to the nanosecond."""
+    return f"{event.at // 10**9}.{event.at % 10**9:09d}"

@@ -1,0 +1,69 @@
+"""From a `ContainerSpec` to the engine's own configuration: everything a job may not do.
+
+Each line was tried on a real engine (engine-facts, "Containment" and "What an image brings
+along"). The workspace is memory: it is gone with the container and no disk can be filled with it.
+"""
+
+from collections.abc import Mapping
+
+from ciworker.engine.port import ContainerSpec
+
+UID = 1000
+INODES = 200_000
+SHM_SIZE = 64 * 2**20
+
+
+def container_config(spec: ContainerSpec) -> dict[str, object]:
+    """The body of the engine's create call."""
+    return {
+        "Image": spec.image,
+        "Entrypoint": [],
+        "Cmd": list(spec.command),
+        "User": f"{UID}:{UID}",
+        "WorkingDir": "/",
+        "Labels": dict(spec.labels),
+        "Healthcheck": {"Test": ["NONE"]},
+        "StopSignal": "SIGTERM",
+        "OpenStdin": True,
+        "StdinOnce": True,
+        "AttachStdin": True,
+        "AttachStdout": True,
+        "AttachStderr": True,
+        "Tty": False,
+        "HostConfig": _host_config(spec),
+    }
+
+
+def _host_config(spec: ContainerSpec) -> dict[str, object]:
+    return {
+        "NetworkMode": "bridge" if spec.network else "none",
+        "ReadonlyRootfs": True,
+        "Init": True,
+        "CapDrop": ["ALL"],
+        "SecurityOpt": ["no-new-privileges"],
+        "Privileged": False,
+        "PidsLimit": spec.pids,
+        "Memory": spec.memory,
+        "MemorySwap": spec.memory,  # equal: no swap
+        "NanoCpus": int(spec.cpus * 1e9),
+        "ShmSize": SHM_SIZE,
+        "Tmpfs": _tmpfs(spec),
+        "Binds": list(spec.mounts),
+        "RestartPolicy": {"Name": "no"},
+        "AutoRemove": False,
+        "LogConfig": {
+            "Type": "json-file",
+            "Config": {"max-size": str(spec.log_max_size), "max-file": "1"},
+        },
+    }
+
+
+def _tmpfs(spec: ContainerSpec) -> Mapping[str, str]:
+    size = f"size={spec.workspace_size},nr_inodes={INODES}"
+    own = f"uid={UID},gid={UID},exec,{size}"
+    covered = dict.fromkeys(spec.volumes, f"mode=0700,{own}")
+    return {
+        **covered,  # an image's VOLUME would be a writable disk
+        "/workspace": f"mode=0700,{own}",
+        "/tmp": f"mode=1777,exec,{size}",  # noqa: S108 # inside the container
+    }

@@ -1,0 +1,116 @@
+"""**The log is the queue.** A subscriber holds no queue, only the number of the last line it has.
+
+It reads what comes after from the job's ring of recent chunks or, if it fell behind that, from
+the store. So none can lose, repeat or reorder a line, a slow one slows nobody, and what a
+subscriber costs while it waits is one entry in an event's list of waiters.
+"""
+
+import asyncio
+from collections import deque
+from typing import Protocol
+from weakref import WeakValueDictionary
+
+from ciworker.domain.log import Chunk
+
+RING_BYTES = 2**20
+CHUNKS_PER_READ = 16
+
+
+class StoredLines(Protocol):
+    """The store's reading side, as far as the feed needs it."""
+
+    async def chunks(self, job_id: str, after: int, limit: int) -> list[Chunk]: ...
+
+
+class Signal:
+    """Says that something changed; waiting never misses what came since `version` was read."""
+
+    def __init__(self) -> None:
+        self.version = 0
+        self._event = asyncio.Event()
+
+    def fire(self) -> None:
+        self.version += 1
+        self._event.set()
+        self._event = asyncio.Event()
+
+    async def wait(self, seen: int, timeout: float) -> bool:
+        """Until the version is not `seen` any more. False after `timeout` seconds without."""
+        if self.version != seen:
+            return True
+        try:
+            async with asyncio.timeout(timeout):
+                await self._event.wait()
+        except TimeoutError:
+            return False
+        return True
+
+
+class Topic:
+    """One job's recent chunks, and the signal that its log or its state changed.
+
+    states: how often its state changed since somebody holds the topic.
+    """
+
+    def __init__(self) -> None:
+        self.changed = Signal()
+        self.states = 0
+        self._ring: deque[Chunk] = deque()
+        self._size = 0
+
+    def append(self, chunk: Chunk) -> None:
+        """Show a chunk that is stored."""
+        self._ring.append(chunk)
+        self._size += len(chunk.data)
+        while self._size > RING_BYTES and len(self._ring) > 1:
+            self._size -= len(self._ring.popleft().data)
+        self.changed.fire()
+
+    def after(self, number: int) -> list[Chunk] | None:
+        """Chunks with the lines after `number`; None when the ring does not reach back to it."""
+        if not self._ring or self._ring[0].first > number + 1:
+            return None
+        found: deque[Chunk] = deque()
+        for chunk in reversed(self._ring):
+            if chunk.last <= number:
+                break
+            found.appendleft(chunk)
+        if found and found[0].first <= number:
+            found[0] = found[0].after(number)
+        return list(found)
+
+
+class Feed:
+    """The topics of all jobs, and the signal that any job's state changed."""
+
+    def __init__(self, stored: StoredLines) -> None:
+        self.jobs_changed = Signal()
+        self._stored = stored
+        self._topics: WeakValueDictionary[str, Topic] = WeakValueDictionary()
+
+    def topic(self, job_id: str) -> Topic:
+        """The job's topic; it lives as long as somebody holds it."""
+        found = self._topics.get(job_id)
+        if found is None:
+            found = self._topics[job_id] = Topic()
+        return found
+
+    def job_changed(self, job_id: str) -> None:
+        """A change of this job is committed."""
+        self.jobs_changed.fire()
+        if topic := self._topics.get(job_id):
+            topic.states += 1
+            topic.changed.fire()
+
+    def wake_all(self) -> None:
+        """Let everyone who waits look around."""
+        self.jobs_changed.fire()
+        for topic in list(self._topics.values()):
+            topic.changed.fire()
+
+    async def read(self, job_id: str, after: int) -> list[Chunk]:
+        """Some of the lines after number `after`, in order and without a gap; [] at the end."""
+        recent = self.topic(job_id).after(after)
+        if recent is not None:
+            return recent
+        return await self._stored.chunks(job_id, after, CHUNKS_PER_READ)

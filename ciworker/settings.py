@@ -1,0 +1,190 @@
+"""What the operator can set: environment (`CIWORKER_…`), else a TOML file, else the default."""
+
+import difflib
+import os
+import re
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from platformdirs import user_data_path
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+    TomlConfigSettingsSource,
+)
+
+from ciworker.units import parse_duration, parse_size
+
+PREFIX = "CIWORKER_"
+_NOT_SETTINGS = ("CIWORKER_TEST_",)  # the project's own test command hands values to its tests
+
+
+def _mount(value: str) -> str:
+    source, _, rest = value.partition(":")
+    target, _, mode = rest.partition(":")
+    if not (source.startswith("/") and target.startswith("/") and mode == "ro"):
+        raise ValueError(f"{value!r} has to be SOURCE:TARGET:ro, both paths absolute")
+    return value
+
+
+Duration = Annotated[float, BeforeValidator(parse_duration), Field(gt=0)]
+Size = Annotated[int, BeforeValidator(parse_size), Field(gt=0)]
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0))
+
+
+def _machine_memory() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+class Settings(BaseSettings):
+    """Durations in seconds, sizes in bytes, once read."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True)
+
+    data_dir: Path = Field(default_factory=lambda: user_data_path("ciworker"))
+    host: str = "127.0.0.1"
+    port: int = Field(8480, ge=0, le=65535)
+    public_url: str | None = None
+    allowed_hosts: tuple[str, ...] = ()
+    docker_host: str | None = None
+    max_jobs: int = Field(default_factory=_cores, ge=1)
+    max_memory: Size = Field(default_factory=lambda: _machine_memory() * 8 // 10)
+    resync_interval: Duration = 60.0
+    transfer_timeout: Duration = 60.0
+    stop_grace: Duration = 10.0
+    start_attempts: int = Field(3, ge=1)
+    job_timeout: Duration = 15 * 60.0
+    max_job_timeout: Duration = 2 * 3600.0
+    job_memory: Size = 2 * 2**30
+    max_job_memory: Size = Field(default_factory=lambda: _machine_memory() // 2)
+    job_cpus: float = Field(2.0, gt=0)
+    max_job_cpus: float = Field(default_factory=lambda: float(_cores()), gt=0)
+    job_pids: int = Field(512, ge=16)
+    workspace_size: Size = 2**30
+    no_output_timeout: Duration | None = None
+    log_limit: Size = 64 * 2**20
+    max_upload: Size = 256 * 2**20
+    max_unpacked: Size = 2**30
+    max_members: int = Field(100_000, ge=1)
+    default_image: str = "python:3.12-slim"
+    pull: Literal["missing", "always", "never"] = "missing"
+    allowed_images: tuple[str, ...] = ("python:*",)
+    job_env: dict[str, str] = Field(default_factory=dict)
+    job_mounts: tuple[Annotated[str, AfterValidator(_mount)], ...] = ()
+    log_format: Literal["auto", "console", "json"] = "auto"
+    instance: str | None = None
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if min(self.job_memory, self.max_job_memory) > self.max_memory:
+            raise ValueError(
+                f"max_memory ({self.max_memory} bytes) is less than one job's job_memory "
+                f"({self.job_memory} bytes): no job could ever start"
+            )
+        return self
+
+    @property
+    def images(self) -> tuple[str, ...]:
+        """Patterns of the images that jobs may name; the default one is always among them."""
+        return (*self.allowed_images, self.default_image)
+
+    @property
+    def database(self) -> Path:
+        return self.data_dir / "ciworker.db"
+
+    @property
+    def spool(self) -> Path:
+        """The folder of the stored workspaces."""
+        return self.data_dir / "spool"
+
+    def spool_file(self, job_id: str) -> Path:
+        return self.spool / f"{job_id}.tar.zst"
+
+    @property
+    def admin_token(self) -> Path:
+        """The file that holds the first token's text, for clients on this machine."""
+        return self.data_dir / "admin.token"
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        file = cls.model_config.get("toml_file")
+        sources = (init_settings, env_settings)
+        return (*sources, TomlConfigSettingsSource(settings_cls)) if file else sources
+
+
+def load(config: Path | None = None, environ: Mapping[str, str] = os.environ) -> Settings:
+    """Read the settings.
+
+    Args:
+        config: a TOML file whose top-level keys are settings.
+        environ: where mistyped names are looked for; the values come from the process's own.
+
+    Raises:
+        ValueError: one sentence a line, each naming the setting and what is wrong with it.
+    """
+    _refuse_unknown_names(environ)
+    chosen = Settings if config is None else _with_file(config)
+    try:
+        return chosen()
+    except ValidationError as error:
+        raise ValueError("\n".join(_sentence(item) for item in error.errors())) from error
+    except SettingsError as error:
+        raise ValueError(_not_json(str(error))) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{config} is not valid TOML: {error}") from error
+
+
+def _with_file(config: Path) -> type[Settings]:
+    if not config.is_file():
+        raise ValueError(f"there is no settings file {config}")
+
+    class FromFile(Settings):
+        model_config = SettingsConfigDict(toml_file=config)
+
+    return FromFile
+
+
+def _refuse_unknown_names(environ: Mapping[str, str]) -> None:
+    known = [PREFIX + name.upper() for name in Settings.model_fields]
+    for name in environ:
+        foreign = not name.upper().startswith(PREFIX) or name.startswith(_NOT_SETTINGS)
+        if not foreign and name.upper() not in known:
+            raise ValueError(f"unknown setting {name} in the environment{_nearest(name, known)}")
+
+
+def _nearest(name: str, known: list[str]) -> str:
+    spelled = {key.lower(): key for key in known}
+    near = difflib.get_close_matches(name.lower(), spelled, n=1)
+    return f": did you mean {spelled[near[0]]}?" if near else ": see the README's table of settings"
+
+
+def _not_json(message: str) -> str:
+    """pydantic-settings names the field in its message and nowhere else."""
+    field = re.search(r'field "(\w+)"', message)
+    if field is None:
+        return message
+    form = '{"KEY": "value"}' if field[1] == "job_env" else '["a", "b"]'
+    return f"setting {field[1]}: has to be JSON in the environment, such as {form}"
+
+
+def _sentence(item: Any) -> str:  # pydantic's ErrorDetails, a TypedDict of its core
+    name = ".".join(str(part) for part in item["loc"])
+    if item["type"] == "extra_forbidden":
+        return f"unknown setting {name}{_nearest(name, list(Settings.model_fields))}"
+    message = item["msg"].removeprefix("Value error, ")
+    return f"setting {name}: {message}" if name else message

@@ -1,0 +1,1 @@
+"""Where a job's workspace comes from: uploads are checked and rewritten here, never unpacked."""

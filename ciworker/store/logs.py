@@ -1,0 +1,197 @@
+"""The log's stored side: chunks go in by one writer for the whole worker, come out by range.
+
+**The log is the queue, and the group commit is the batching.** One insert is in flight; whatever
+arrives meanwhile, of all jobs, goes into the next. There is no timer. A line is told to its source
+as stored, and may be shown, only once its insert has returned.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from sqlmodel import col, select
+
+from ciworker.domain.log import Chunk, Cursor, Position, pack_runs, unpack_runs
+from ciworker.errors import TryAgain
+from ciworker.store.schema import LogChunkRow
+from ciworker.store.session import Database
+from ciworker.telemetry import logger
+
+_COLUMNS = (
+    "job_id, first, count, attempt, total_bytes, "
+    "out_lines, out_frames, err_lines, err_frames, runs, data"
+)
+_PLACES = "(" + ",".join("?" * 11) + ")"
+RETRY_FIRST = 0.05
+RETRY_MOST = 2.0
+ROWS_PER_INSERT = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """A chunk with what is true once it is stored.
+
+    total_bytes: of the job's log, this chunk included. cursor: the attempt's place in the
+    engine's log behind it.
+    """
+
+    job_id: str
+    attempt: int
+    chunk: Chunk
+    total_bytes: int
+    cursor: Cursor
+
+
+@dataclass(frozen=True, slots=True)
+class LogEnd:
+    """Where a job's stored log ends. cursor: of `attempt`; another attempt starts at zero."""
+
+    last: int = 0
+    total_bytes: int = 0
+    attempt: int = 0
+    cursor: Cursor = field(default_factory=Cursor)
+
+
+class Source(Protocol):
+    """Whoever has lines to store."""
+
+    def take(self) -> Batch | None:
+        """The next batch, or None when nothing waits."""
+
+    def stored(self, batch: Batch) -> None:
+        """The batch is in the database."""
+
+
+class LogWriter:
+    """The one task that stores lines, for all jobs."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._ready: dict[Source, None] = {}
+        self._wake = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    def ready(self, source: Source) -> None:
+        """Say that `source` has lines; returns at once."""
+        self._ready[source] = None
+        self._idle.clear()
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            while taken := self._take():
+                await self._store([batch for _, batch in taken])
+                for source, batch in taken:
+                    source.stored(batch)
+            self._idle.set()
+
+    async def drained(self, timeout: float) -> None:
+        """Wait until nothing is ready to be stored, at most `timeout` seconds."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout):
+                await self._idle.wait()
+
+    def _take(self) -> list[tuple[Source, Batch]]:
+        """One batch of each source that is ready; one that has more stays ready."""
+        taken = []
+        for source in list(self._ready)[:ROWS_PER_INSERT]:
+            batch = source.take()
+            if batch is None:
+                del self._ready[source]
+            else:
+                taken.append((source, batch))
+        return taken
+
+    async def _store(self, batches: Sequence[Batch]) -> None:
+        """Tried until it succeeds: the sources' buffers are bounded, so waiting loses nothing."""
+        values = [value for batch in batches for value in _values(batch)]
+        places = ",".join([_PLACES] * len(batches))
+        delay = RETRY_FIRST
+        while True:
+            try:
+                await self._database.insert(
+                    f"INSERT INTO log_chunk ({_COLUMNS}) VALUES {places}",  # noqa: S608 # constants
+                    values,
+                )
+            except TryAgain as error:
+                logger().warning("log lines wait for the store", error=str(error), retry_in=delay)
+                await asyncio.sleep(delay)
+                delay = min(delay * 2, RETRY_MOST)
+            else:
+                return
+
+
+class LogReader:
+    """Stored lines by number."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def end(self, job_id: str) -> LogEnd:
+        """Where the stored log ends; LogEnd() when there is none."""
+        row = LogChunkRow
+        query = (
+            select(  # type: ignore[call-overload] # sqlmodel types at most four columns
+                row.first, row.count, row.total_bytes, row.attempt,
+                row.out_lines, row.out_frames, row.err_lines, row.err_frames,
+            )
+            .where(col(row.job_id) == job_id)
+            .order_by(col(row.first).desc())
+            .limit(1)
+        )  # fmt: skip
+        async with self._database.reading() as session:
+            found = (await session.exec(query)).first()
+        if found is None:
+            return LogEnd()
+        first, count, total, attempt, *places = found
+        cursor = Cursor(Position(*places[:2]), Position(*places[2:]))
+        return LogEnd(first + count - 1, total, attempt, cursor)
+
+    async def chunks(self, job_id: str, after: int, limit: int) -> list[Chunk]:
+        """Up to `limit` stored chunks that hold lines after number `after`, the first one cut."""
+        row = LogChunkRow
+        query = (
+            select(row.first, row.data, row.runs)
+            .where(col(row.job_id) == job_id, col(row.first) + col(row.count) > after + 1)
+            .where(col(row.first) >= await self._start(job_id, after))
+            .order_by(col(row.first))
+            .limit(limit)
+        )
+        async with self._database.reading() as session:
+            found = (await session.exec(query)).all()
+        return [Chunk(first, data, unpack_runs(runs)).after(after) for first, data, runs in found]
+
+    async def stream(self, job_id: str, after: int, upto: int) -> AsyncIterator[Chunk]:
+        """Stored chunks of the lines after `after`, as long as they begin at `upto` or before."""
+        while after < upto and (found := await self.chunks(job_id, after, limit=4)):
+            for chunk in found:
+                if chunk.first > upto:
+                    return
+                yield chunk
+                after = chunk.last
+
+    async def _start(self, job_id: str, after: int) -> int:
+        """The first line of the chunk that holds line `after` + 1; by index, not by scan."""
+        query = (
+            select(LogChunkRow.first)
+            .where(col(LogChunkRow.job_id) == job_id, col(LogChunkRow.first) <= after + 1)
+            .order_by(col(LogChunkRow.first).desc())
+            .limit(1)
+        )
+        async with self._database.reading() as session:
+            return (await session.exec(query)).first() or 0
+
+
+def _values(batch: Batch) -> tuple[Any, ...]:
+    chunk, cursor = batch.chunk, batch.cursor
+    return (
+        batch.job_id, chunk.first, chunk.count, batch.attempt, batch.total_bytes,
+        cursor.stdout.lines, cursor.stdout.frames, cursor.stderr.lines, cursor.stderr.frames,
+        pack_runs(chunk.runs), chunk.data,
+    )  # fmt: skip

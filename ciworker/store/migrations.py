@@ -1,0 +1,120 @@
+"""Numbered steps from one schema to the next; `PRAGMA user_version` says how far a file is.
+
+A step that was released is never edited. A file from a later release is refused: going back
+would lose what it holds.
+"""
+
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from ciworker.errors import StoreRefused
+
+STEPS: tuple[tuple[str, ...], ...] = (
+    (
+        """
+        CREATE TABLE job (
+            id VARCHAR NOT NULL PRIMARY KEY,
+            status VARCHAR NOT NULL,
+            reason VARCHAR,
+            message VARCHAR,
+            exit_code INTEGER,
+            project VARCHAR NOT NULL,
+            spec JSON NOT NULL,
+            source JSON NOT NULL,
+            priority INTEGER NOT NULL,
+            memory INTEGER NOT NULL,
+            attempt INTEGER NOT NULL,
+            retry_of VARCHAR,
+            container_id VARCHAR,
+            created_at BIGINT NOT NULL,
+            started_at BIGINT,
+            finished_at BIGINT,
+            deadline_at BIGINT,
+            not_before BIGINT,
+            starting_at BIGINT,
+            sent_at BIGINT,
+            cancel_by VARCHAR,
+            stop_cause VARCHAR,
+            stop_at BIGINT,
+            stop_by VARCHAR,
+            kills JSON NOT NULL,
+            oom BOOLEAN NOT NULL,
+            engine_restarted_at BIGINT,
+            log_complete BOOLEAN NOT NULL,
+            log_incomplete BOOLEAN NOT NULL,
+            keep_until BIGINT,
+            mark_token VARCHAR NOT NULL,
+            tar_length BIGINT NOT NULL
+        )
+        """,
+        "CREATE INDEX job_queue ON job (priority DESC, id) WHERE status = 'queued'",
+        "CREATE INDEX job_active ON job (status) WHERE status IN ('starting', 'running')",
+        "CREATE INDEX job_status ON job (status, id)",
+        "CREATE INDEX job_project ON job (project, id)",
+        """
+        CREATE TABLE job_event (
+            id INTEGER NOT NULL PRIMARY KEY,
+            job_id VARCHAR NOT NULL REFERENCES job (id) ON DELETE CASCADE,
+            at BIGINT NOT NULL,
+            from_status VARCHAR,
+            to_status VARCHAR NOT NULL,
+            reason VARCHAR,
+            message VARCHAR
+        )
+        """,
+        "CREATE INDEX job_event_job ON job_event (job_id, id)",
+        """
+        CREATE TABLE log_chunk (
+            job_id VARCHAR NOT NULL REFERENCES job (id) ON DELETE CASCADE,
+            first INTEGER NOT NULL,
+            count INTEGER NOT NULL,
+            attempt INTEGER NOT NULL,
+            total_bytes BIGINT NOT NULL,
+            out_lines INTEGER NOT NULL,
+            out_frames INTEGER NOT NULL,
+            err_lines INTEGER NOT NULL,
+            err_frames INTEGER NOT NULL,
+            runs BLOB NOT NULL,
+            data BLOB NOT NULL,
+            PRIMARY KEY (job_id, first)
+        )
+        """,
+        """
+        CREATE TABLE submission (
+            token_id VARCHAR NOT NULL,
+            "key" VARCHAR NOT NULL,
+            job_id VARCHAR NOT NULL REFERENCES job (id) ON DELETE CASCADE,
+            at BIGINT NOT NULL,
+            PRIMARY KEY (token_id, "key")
+        )
+        """,
+        """
+        CREATE TABLE token (
+            id VARCHAR NOT NULL PRIMARY KEY,
+            name VARCHAR NOT NULL,
+            role VARCHAR NOT NULL,
+            digest BLOB NOT NULL,
+            created_at BIGINT NOT NULL,
+            revoked_at BIGINT
+        )
+        """,
+        'CREATE TABLE meta ("key" VARCHAR NOT NULL PRIMARY KEY, value VARCHAR NOT NULL)',
+    ),
+)
+
+
+async def migrate(connection: AsyncConnection) -> None:
+    """Bring the file behind `connection` (in a transaction) to the last step.
+
+    Raises:
+        StoreRefused: the file comes from a later release.
+    """
+    done = (await connection.exec_driver_sql("PRAGMA user_version")).scalar_one()
+    if done > len(STEPS):
+        raise StoreRefused(
+            f"the database is of version {done}, this ciworker knows up to {len(STEPS)}: "
+            "use the release that wrote it, or a later one"
+        )
+    for step in STEPS[done:]:
+        for statement in step:
+            await connection.exec_driver_sql(statement)
+    await connection.exec_driver_sql(f"PRAGMA user_version = {len(STEPS)}")

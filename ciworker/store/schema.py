@@ -1,0 +1,139 @@
+"""The tables, as SQLModel classes. Instants are microseconds since the epoch, in UTC."""
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from sqlalchemy import JSON, BigInteger, Column, ForeignKey, Index, LargeBinary, text
+from sqlalchemy.types import TypeDecorator
+from sqlmodel import Field, SQLModel
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+
+
+class Instant(TypeDecorator[datetime]):
+    """An aware datetime, kept as an integer: exact, comparable, four times smaller than text."""
+
+    impl = BigInteger
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: object) -> int | None:
+        return None if value is None else (value - _EPOCH) // _MICROSECOND
+
+    def process_result_value(self, value: Any | None, dialect: object) -> datetime | None:
+        return None if value is None else _EPOCH + value * _MICROSECOND
+
+
+class JobRow(SQLModel, table=True):
+    __tablename__ = "job"
+    __table_args__ = (
+        Index(
+            "job_queue",
+            text("priority DESC"),
+            "id",
+            sqlite_where=text("status = 'queued'"),
+        ),
+        Index("job_active", "status", sqlite_where=text("status IN ('starting', 'running')")),
+        Index("job_status", "status", "id"),
+        Index("job_project", "project", "id"),
+    )
+
+    id: str = Field(primary_key=True)
+    status: str
+    reason: str | None = None
+    message: str | None = None
+    exit_code: int | None = None
+    project: str
+    spec: dict[str, Any] = Field(sa_column=Column(JSON, nullable=False))
+    source: dict[str, Any] = Field(sa_column=Column(JSON, nullable=False))
+    priority: int
+    memory: int
+    attempt: int = 0
+    retry_of: str | None = None
+    container_id: str | None = None
+    created_at: datetime = Field(sa_column=Column(Instant, nullable=False))
+    started_at: datetime | None = Field(default=None, sa_column=Column(Instant))
+    finished_at: datetime | None = Field(default=None, sa_column=Column(Instant))
+    deadline_at: datetime | None = Field(default=None, sa_column=Column(Instant))
+    not_before: datetime | None = Field(default=None, sa_column=Column(Instant))
+    starting_at: datetime | None = Field(default=None, sa_column=Column(Instant))
+    sent_at: datetime | None = Field(default=None, sa_column=Column(Instant))
+    cancel_by: str | None = None
+    stop_cause: str | None = None
+    stop_at: datetime | None = Field(default=None, sa_column=Column(Instant))
+    stop_by: str | None = None
+    kills: list[int] = Field(sa_column=Column(JSON, nullable=False))
+    oom: bool = False
+    engine_restarted_at: datetime | None = Field(default=None, sa_column=Column(Instant))
+    log_complete: bool = False
+    log_incomplete: bool = False
+    keep_until: datetime | None = Field(default=None, sa_column=Column(Instant))
+    mark_token: str
+    tar_length: int = Field(sa_column=Column(BigInteger, nullable=False))
+
+
+class JobEventRow(SQLModel, table=True):
+    """A transition, or a note of something seen on the way (then from_status = to_status)."""
+
+    __tablename__ = "job_event"
+    __table_args__ = (Index("job_event_job", "job_id", "id"),)
+
+    id: int | None = Field(default=None, primary_key=True)
+    job_id: str = Field(sa_column=Column(ForeignKey("job.id", ondelete="CASCADE"), nullable=False))
+    at: datetime = Field(sa_column=Column(Instant, nullable=False))
+    from_status: str | None = None
+    to_status: str
+    reason: str | None = None
+    message: str | None = None
+
+
+class LogChunkRow(SQLModel, table=True):
+    """Lines of one commit, with the engine's cursor and the sum of bytes after them.
+
+    The small columns come first, so that reading them does not read the blobs' pages.
+    """
+
+    __tablename__ = "log_chunk"
+
+    job_id: str = Field(
+        sa_column=Column(ForeignKey("job.id", ondelete="CASCADE"), primary_key=True)
+    )
+    first: int = Field(primary_key=True)
+    count: int
+    attempt: int
+    total_bytes: int = Field(sa_column=Column(BigInteger, nullable=False))
+    out_lines: int
+    out_frames: int
+    err_lines: int
+    err_frames: int
+    runs: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
+    data: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
+
+
+class SubmissionRow(SQLModel, table=True):
+    """An Idempotency-Key that was used, and the job it made."""
+
+    __tablename__ = "submission"
+
+    token_id: str = Field(primary_key=True)
+    key: str = Field(primary_key=True)
+    job_id: str = Field(sa_column=Column(ForeignKey("job.id", ondelete="CASCADE"), nullable=False))
+    at: datetime = Field(sa_column=Column(Instant, nullable=False))
+
+
+class TokenRow(SQLModel, table=True):
+    __tablename__ = "token"
+
+    id: str = Field(primary_key=True)
+    name: str
+    role: str
+    digest: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
+    created_at: datetime = Field(sa_column=Column(Instant, nullable=False))
+    revoked_at: datetime | None = Field(default=None, sa_column=Column(Instant))
+
+
+class MetaRow(SQLModel, table=True):
+    __tablename__ = "meta"
+
+    key: str = Field(primary_key=True)
+    value: str

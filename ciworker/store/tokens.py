@@ -1,0 +1,99 @@
+"""Access tokens: random, kept as SHA-256, compared in constant time."""
+
+import hashlib
+import hmac
+import secrets
+from dataclasses import dataclass
+from datetime import datetime
+from enum import IntEnum
+
+from sqlalchemy import update
+from sqlmodel import col, select
+
+from ciworker.errors import Unknown
+from ciworker.store.schema import TokenRow
+from ciworker.store.session import Database
+
+SECRET_BYTES = 32
+_PREFIX = "ciw"
+
+
+class Role(IntEnum):
+    """What a token may do; each includes those below it."""
+
+    READ = 1
+    SUBMIT = 2
+    ADMIN = 3
+
+    @property
+    def label(self) -> str:
+        return self.name.lower()
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """A token as it may be shown: without its secret."""
+
+    id: str
+    name: str
+    role: Role
+    created_at: datetime
+    revoked_at: datetime | None = None
+
+
+class Tokens:
+    """The tokens of one database."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def create(self, name: str, role: Role, at: datetime) -> tuple[Token, str]:
+        """A new token and its text, which cannot be had again."""
+        token_id, secret = secrets.token_hex(6), secrets.token_urlsafe(SECRET_BYTES)
+        row = TokenRow(
+            id=token_id, name=name, role=role.label, digest=_digest(secret), created_at=at
+        )
+        async with self._database.writing() as session:
+            session.add(row)
+        return Token(token_id, name, role, at), f"{_PREFIX}_{token_id}_{secret}"
+
+    async def check(self, text: str) -> Token | None:
+        """The token of this text, if it is one and is not revoked."""
+        prefix, _, rest = text.partition("_")
+        token_id, _, secret = rest.partition("_")
+        if prefix != _PREFIX or not secret:
+            return None
+        async with self._database.reading() as session:
+            row = await session.get(TokenRow, token_id)
+        if row is None or row.revoked_at is not None:
+            return None
+        return _token(row) if hmac.compare_digest(row.digest, _digest(secret)) else None
+
+    async def list(self) -> list[Token]:
+        """Oldest first, the revoked ones too."""
+        query = select(TokenRow).order_by(col(TokenRow.created_at))
+        async with self._database.reading() as session:
+            return [_token(row) for row in (await session.exec(query)).all()]
+
+    async def revoke(self, token_id: str, at: datetime) -> None:
+        """From now on the token opens nothing.
+
+        Raises:
+            Unknown: there is no such token that is not revoked.
+        """
+        statement = (
+            update(TokenRow)
+            .where(col(TokenRow.id) == token_id, col(TokenRow.revoked_at).is_(None))
+            .values(revoked_at=at)
+        )
+        async with self._database.writing() as session:
+            if not (await session.exec(statement)).rowcount:
+                raise Unknown(f"there is no token {token_id!r}: see `ciworker token list`")
+
+
+def _digest(secret: str) -> bytes:
+    return hashlib.sha256(secret.encode()).digest()
+
+
+def _token(row: TokenRow) -> Token:
+    return Token(row.id, row.name, Role[row.role.upper()], row.created_at, row.revoked_at)

@@ -1,0 +1,48 @@
+"""Durations and sizes as people write them."""
+
+import re
+
+_SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600}
+_BYTES = {"": 1, "b": 1, "k": 2**10, "m": 2**20, "g": 2**30}
+_DURATION = re.compile(r"(\d{1,15}(?:\.\d+)?)([smh]?)", re.ASCII)
+_SIZE = re.compile(r"(\d{1,15}(?:\.\d+)?)([bkmg]?)", re.ASCII)
+
+
+def parse_duration(value: object) -> float:
+    """Seconds of `90`, `"90s"`, `"10m"` or `"2h"`.
+
+    Raises:
+        ValueError: with a sentence that shows the accepted forms.
+    """
+    number, unit = _parse(value, _DURATION)
+    if number is None:
+        raise ValueError(f"{value!r} is no duration: write 90 (seconds), 90s, 10m or 2h")
+    return number * _SECONDS[unit]
+
+
+def parse_size(value: object) -> int:
+    """Bytes of `1024`, `"512m"` or `"2g"` (binary units).
+
+    Raises:
+        ValueError: with a sentence that shows the accepted forms.
+    """
+    number, unit = _parse(value, _SIZE)
+    if number is None:
+        raise ValueError(f"{value!r} is no size: write 1048576 (bytes), 512m or 2g")
+    return int(number * _BYTES[unit])
+
+
+def _parse(value: object, pattern: re.Pattern[str]) -> tuple[float | None, str]:
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None, ""
+    match = pattern.fullmatch(str(value).strip().lower())
+    return (float(match[1]), match[2]) if match else (None, "")
+
+
+def format_size(size: float) -> str:
+    """A size for people: `512 B`, `1.5 MiB`."""
+    for unit in ("B", "KiB", "MiB"):
+        if size < 1024:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} GiB"

@@ -1,0 +1,63 @@
+"""What several handlers need: the job that a path names, query parameters, JSON answers."""
+
+import re
+
+from aiohttp import web
+from pydantic import BaseModel
+
+from ciworker.domain.job import Job
+from ciworker.errors import Invalid, Unknown
+from ciworker.web.context import CONTEXT
+
+_ULID = re.compile(r"[0-7][0-9A-HJKMNP-TV-Z]{25}", re.ASCII)
+_NUMBER = re.compile(r"\d{1,15}", re.ASCII)
+
+
+def json_answer(
+    body: BaseModel, *, status: int = 200, headers: dict[str, str] | None = None
+) -> web.Response:
+    return web.Response(
+        status=status,
+        body=body.model_dump_json().encode(),
+        content_type="application/json",
+        headers=headers,
+    )
+
+
+async def found(request: web.Request) -> Job:
+    """The job that the path names.
+
+    Raises:
+        Unknown: there is none.
+    """
+    job_id = request.match_info["id"].upper()
+    job = await request.app[CONTEXT].jobs.get(job_id) if _ULID.fullmatch(job_id) else None
+    if job is None:
+        raise Unknown(f"there is no job {request.match_info['id']!r}: see `ciclient list`")
+    return job
+
+
+def number(request: web.Request, name: str, default: int | None = None) -> int | None:
+    """A query parameter that is a whole number.
+
+    Raises:
+        Invalid: it is not.
+    """
+    text = request.query.get(name)
+    if text is None:
+        return default
+    if not _NUMBER.fullmatch(text):
+        raise Invalid(f"{name} has to be a whole number, not {text[:50]!r}")
+    return int(text)
+
+
+def choice(request: web.Request, name: str, allowed: tuple[str, ...]) -> str | None:
+    """A query parameter that is one of a few words.
+
+    Raises:
+        Invalid: it is not.
+    """
+    text = request.query.get(name)
+    if text is not None and text not in allowed:
+        raise Invalid(f"{name} has to be one of {', '.join(allowed)}, not {text[:50]!r}")
+    return text

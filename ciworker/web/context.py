@@ -1,0 +1,56 @@
+"""What the handlers work with; made once, in `app.py`."""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from aiohttp import web
+
+from ciworker.domain.jobfile import Bounds
+from ciworker.feed.feed import Feed, Signal
+from ciworker.settings import Settings
+from ciworker.store.jobs import Jobs
+from ciworker.store.logs import LogReader
+from ciworker.store.tokens import Tokens
+from ciworker.web.models import ResyncReport
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """The store's sides, the feed, and the calls that the control room hands out.
+
+    notify: something about a job may have changed. resync: look at everything.
+    engine_ready: raises EngineUnavailable while the engine does not answer.
+    store_ready: likewise StoreUnavailable. new_id: a job's id, larger than all before.
+    closing: fires when the worker goes down and streams have to end.
+    """
+
+    settings: Settings
+    now: Callable[[], datetime]
+    jobs: Jobs
+    logs: LogReader
+    tokens: Tokens
+    feed: Feed
+    notify: Callable[[str], None]
+    resync: Callable[[], Awaitable[ResyncReport]]
+    engine_ready: Callable[[], None]
+    store_ready: Callable[[], Awaitable[None]]
+    new_id: Callable[[], str]
+    closing: Signal = field(default_factory=Signal)
+
+
+CONTEXT: web.AppKey[Context] = web.AppKey("context", Context)
+
+
+def bounds_of(settings: Settings) -> Bounds:
+    """What the settings say about jobs."""
+    return Bounds(
+        image=settings.default_image,
+        allowed_images=settings.images,
+        timeout=settings.job_timeout,
+        max_timeout=settings.max_job_timeout,
+        memory=settings.job_memory,
+        max_memory=min(settings.max_job_memory, settings.max_memory),
+        cpus=settings.job_cpus,
+        max_cpus=settings.max_job_cpus,
+    )

@@ -1,0 +1,74 @@
+"""Jobs: list, one, cancel; resync; health."""
+
+import re
+
+from aiohttp import web
+
+from ciworker.domain.job import Status
+from ciworker.errors import Conflict, Invalid
+from ciworker.web.access import TOKEN
+from ciworker.web.answers import choice, found, json_answer, number
+from ciworker.web.context import CONTEXT
+from ciworker.web.models import Health, JobPage, job_detail, job_model
+
+PAGE = 50
+MOST_PER_PAGE = 500
+_CURSOR = re.compile(r"[0-9A-Z]{26}", re.ASCII)
+
+
+async def list_jobs(request: web.Request) -> web.Response:
+    """Jobs, newest first."""
+    limit = number(request, "limit", PAGE) or PAGE
+    status = choice(request, "status", tuple(status.value for status in Status))
+    cursor = request.query.get("cursor")
+    if cursor is not None and not _CURSOR.fullmatch(cursor):
+        raise Invalid("cursor has to be the `next` of the page before")
+    limit = min(limit, MOST_PER_PAGE)
+    jobs = await request.app[CONTEXT].jobs.page(
+        limit=limit + 1,
+        before=cursor,
+        status=Status(status) if status else None,
+        project=request.query.get("project"),
+    )
+    more = len(jobs) > limit
+    items = [job_model(job) for job in jobs[:limit]]
+    return json_answer(JobPage(items=items, next=items[-1].id if more else None))
+
+
+async def show_job(request: web.Request) -> web.Response:
+    """One job with its history."""
+    job = await found(request)
+    return json_answer(job_detail(job, await request.app[CONTEXT].jobs.history(job.id)))
+
+
+async def cancel_job(request: web.Request) -> web.Response:
+    """Ask for a stop; the answer does not wait for it."""
+    context, job = request.app[CONTEXT], await found(request)
+    by = request[TOKEN].name
+    asked = None
+    if not job.status.terminal and not job.cancel_asked:
+        asked = await context.jobs.note(
+            job.id, context.now(), f"cancel asked for by {by}", cancel_by=by
+        )
+    if asked is None and not job.cancel_asked:
+        raise Conflict(f"job {job.id} has ended already: {job.reason or 'just now'}")
+    context.notify(job.id)
+    return json_answer(job_model(asked or job), status=202)
+
+
+async def resync(request: web.Request) -> web.Response:
+    """Compare everything with the engine now; joins a resync that runs."""
+    return json_answer(await request.app[CONTEXT].resync())
+
+
+async def healthz(_request: web.Request) -> web.Response:
+    """The process is alive."""
+    return json_answer(Health())
+
+
+async def readyz(request: web.Request) -> web.Response:
+    """Engine and store answer."""
+    context = request.app[CONTEXT]
+    context.engine_ready()
+    await context.store_ready()
+    return json_answer(Health())

@@ -1,0 +1,246 @@
+"""What goes over the wire. `/openapi.json` is generated from these."""
+
+from datetime import UTC, datetime
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PlainSerializer
+
+from ciworker.domain.job import Job, Status
+from ciworker.store.jobs import HistoryEntry
+
+
+def rfc3339(at: datetime) -> str:
+    """UTC with milliseconds: `2026-01-31T12:00:00.000Z`."""
+    text = at.astimezone(UTC).isoformat(timespec="milliseconds")
+    return text.removesuffix("+00:00") + "Z"
+
+
+Instant = Annotated[datetime, PlainSerializer(rfc3339, return_type=str, when_used="json")]
+
+
+class Model(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class SpecModel(Model):
+    """A resolved spec. timeout in seconds, memory in bytes."""
+
+    image: str
+    run: str
+    timeout: float
+    memory: int
+    cpus: float
+    network: bool
+    project: str
+    env: dict[str, str]
+
+
+class Vcs(Model):
+    """What the submitter's git says of the tree."""
+
+    commit: Annotated[str, Field(max_length=200)] | None = None
+    branch: Annotated[str, Field(max_length=1000)] | None = None
+    describe: Annotated[str, Field(max_length=1000)] | None = None
+    dirty: bool | None = None
+
+
+class SpecRequest(BaseModel):
+    """The `spec` part of a submit: the job file's keys, and what belongs to this submit alone.
+
+    Durations are `90`, `"90s"`, `"10m"`, `"2h"`; sizes `"512m"`, `"2g"`.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    image: str | None = None
+    run: str | None = None
+    timeout: float | str | None = None
+    memory: int | str | None = None
+    cpus: float | str | None = None
+    network: bool | None = None
+    project: str | None = None
+    env: dict[str, str] | None = None
+    command: list[str] | None = Field(None, description="Replaces `run`.")
+    priority: int = Field(0, ge=-1000, le=1000, description="Higher starts first.")
+    vcs: Vcs | None = None
+
+
+class SubmitForm(BaseModel):
+    """The parts of a submit, in this order."""
+
+    spec: SpecRequest
+    archive: Annotated[bytes, Field(description="tar, tar.gz, tar.zst or zip")]
+
+
+class JobModel(Model):
+    """A job as everyone sees it."""
+
+    id: str
+    status: Status
+    success: bool | None
+    reason: str | None
+    message: str | None
+    exit_code: int | None
+    project: str
+    image: str
+    source: dict[str, Any]
+    spec: SpecModel
+    priority: int
+    attempt: int
+    retry_of: str | None
+    container_id: str | None
+    created_at: Instant
+    started_at: Instant | None
+    finished_at: Instant | None
+    deadline_at: Instant | None
+    log_lines: int
+    log_incomplete: bool
+    tests: None = None
+
+
+class HistoryModel(Model):
+    """One step of a job; a note when `from` equals `to`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", serialize_by_alias=True)
+
+    at: Instant
+    before: Annotated[Status | None, Field(alias="from")]
+    after: Annotated[Status, Field(alias="to")]
+    reason: str | None
+    message: str | None
+
+
+class JobDetail(JobModel):
+    """A job with its history, oldest first."""
+
+    history: list[HistoryModel]
+
+
+class JobPage(Model):
+    """Newest first; `next` is the `cursor` of the following page."""
+
+    items: list[JobModel]
+    next: str | None
+
+
+class LineRecord(Model):
+    """One line of a log."""
+
+    n: int
+    at: Instant
+    stream: Literal["stdout", "stderr", "worker"]
+    text: str
+    end: bool = True
+
+
+class ResyncReport(Model):
+    """Names by bucket; `repairs` counts what no event had told of."""
+
+    unchanged: list[str]
+    created: list[str]
+    started: list[str]
+    adopted: list[str]
+    requeued: list[str]
+    stopped: list[str]
+    removed: list[str]
+    cancelled: list[str]
+    finished: list[str]
+    failed: list[str]
+    repairs: int
+    seconds: float
+
+
+class TokenModel(Model):
+    """A token, without its text."""
+
+    id: str
+    name: str
+    role: Literal["read", "submit", "admin"]
+    created_at: Instant
+    revoked_at: Instant | None
+
+
+class TokenList(Model):
+    """Oldest first, the revoked ones too."""
+
+    items: list[TokenModel]
+
+
+class TokenRequest(Model):
+    """A token to be made."""
+
+    name: Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[^\x00-\x1f\x7f]+$")]
+    role: Literal["read", "submit", "admin"]
+
+
+class NewToken(TokenModel):
+    """A token with its text, which is shown this once."""
+
+    token: str
+
+
+class Health(Model):
+    status: Literal["ok"] = "ok"
+
+
+class Problem(Model):
+    """RFC 9457; `detail` says what to do."""
+
+    type: str = "about:blank"
+    title: str
+    status: int
+    detail: str
+
+
+def job_model(job: Job) -> JobModel:
+    return JobModel(**_fields(job))
+
+
+def job_detail(job: Job, history: list[HistoryEntry]) -> JobDetail:
+    return JobDetail(**_fields(job), history=[_history_model(entry) for entry in history])
+
+
+def _fields(job: Job) -> dict[str, Any]:
+    return {
+        "id": job.id,
+        "status": job.status,
+        "success": job.success,
+        "reason": job.reason,
+        "message": job.message,
+        "exit_code": job.exit_code,
+        "project": job.spec.project,
+        "image": job.spec.image,
+        "source": dict(job.source),
+        "spec": SpecModel(
+            image=job.spec.image,
+            run=job.spec.run,
+            timeout=job.spec.timeout,
+            memory=job.spec.memory,
+            cpus=job.spec.cpus,
+            network=job.spec.network,
+            project=job.spec.project,
+            env=dict(job.spec.env),
+        ),
+        "priority": job.priority,
+        "attempt": job.attempt,
+        "retry_of": job.retry_of,
+        "container_id": job.container_id,
+        "created_at": job.created_at,
+        "started_at": job.started_at,
+        "finished_at": job.finished_at,
+        "deadline_at": job.deadline_at,
+        "log_lines": job.log_lines,
+        "log_incomplete": job.log_incomplete,
+    }
+
+
+def _history_model(entry: HistoryEntry) -> HistoryModel:
+    return HistoryModel.model_validate(
+        {
+            "at": entry.at,
+            "from": entry.before,
+            "to": entry.after,
+            "reason": entry.reason,
+            "message": entry.message,
+        }
+    )

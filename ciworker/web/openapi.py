@@ -1,0 +1,109 @@
+"""`/openapi.json` (3.1), generated from the routes and the models behind them."""
+
+from collections.abc import Mapping, Sequence
+from http import HTTPStatus
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
+
+from ciworker import __version__
+from ciworker.web.models import LineRecord, Problem
+from ciworker.web.routes import Parameter, Route
+
+_REFS = "#/components/schemas/{model}"
+
+
+def document(routes: Sequence[Route]) -> dict[str, Any]:
+    """The OpenAPI document of these routes."""
+    paths: dict[str, dict[str, Any]] = {}
+    for route in routes:
+        paths.setdefault(route.path, {})[route.method.lower()] = _operation(route)
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "ciworker",
+            "version": __version__,
+            "description": "A self-hosted CI worker for Python test suites.",
+        },
+        "paths": paths,
+        "components": {
+            "schemas": _schemas(routes),
+            "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
+        },
+    }
+
+
+def _operation(route: Route) -> dict[str, Any]:
+    name = getattr(route.handler, "__name__", "")
+    operation: dict[str, Any] = {
+        "operationId": name,
+        "summary": (route.handler.__doc__ or "").strip().partition("\n")[0],
+        "parameters": [*_path_parameters(route.path), *map(_parameter, route.parameters)],
+        "responses": {str(status): _answer(status, body) for status, body in route.answers.items()}
+        | {str(status): _refusal(status) for status in route.errors},
+        "security": [{"token": []}] if route.role else [],
+    }
+    if route.body is not None:
+        schema = {"$ref": _REFS.format(model=route.body.__name__)}
+        operation["requestBody"] = {
+            "required": True,
+            "content": {route.body_type: {"schema": schema}},
+        }
+    return operation
+
+
+def _path_parameters(path: str) -> list[dict[str, Any]]:
+    if "{id}" not in path:
+        return []
+    return [{"name": "id", "in": "path", "required": True, "schema": {"type": "string"}}]
+
+
+def _parameter(parameter: Parameter) -> dict[str, Any]:
+    schema: dict[str, Any] = {"type": parameter.type}
+    if parameter.choices:
+        schema["enum"] = list(parameter.choices)
+    return {
+        "name": parameter.name,
+        "in": parameter.kind,
+        "description": parameter.description,
+        "schema": schema,
+    }
+
+
+def _answer(status: int, body: type[BaseModel] | str | None) -> dict[str, Any]:
+    answer: dict[str, Any] = {"description": HTTPStatus(status).phrase}
+    if isinstance(body, str):
+        answer["content"] = {body: {"schema": {"type": "string"}}}
+        if body == "text/plain":
+            record = {"$ref": _REFS.format(model=LineRecord.__name__)}
+            answer["content"]["application/x-ndjson"] = {"schema": record}
+    elif body is not None:
+        schema = {"$ref": _REFS.format(model=body.__name__)}
+        answer["content"] = {"application/json": {"schema": schema}}
+    return answer
+
+
+def _refusal(status: int) -> dict[str, Any]:
+    schema = {"$ref": _REFS.format(model=Problem.__name__)}
+    return {
+        "description": HTTPStatus(status).phrase,
+        "content": {"application/problem+json": {"schema": schema}},
+    }
+
+
+def _schemas(routes: Sequence[Route]) -> Mapping[str, Any]:
+    answers = [body for route in routes for body in route.answers.values()]
+    bodies = [route.body for route in routes]
+    models = {body: None for body in (*answers, *bodies) if isinstance(body, type)}
+    wanted = [
+        *(
+            (model, "serialization")
+            for model in (*models, LineRecord, Problem)
+            if model not in bodies
+        ),
+        *((model, "validation") for model in bodies if model is not None),
+    ]
+    _, schema = models_json_schema(wanted, ref_template=_REFS)  # type: ignore[arg-type] # literals
+    definitions: Mapping[str, Any] = schema["$defs"]
+    return definitions

@@ -1,0 +1,67 @@
+"""Errors become RFC 9457 problem documents here, once, for every route."""
+
+import errno
+from http import HTTPStatus
+
+from aiohttp import web
+from aiohttp.typedefs import Handler
+
+from ciworker.errors import CiworkerError, Conflict, Invalid, TryAgain, Unknown
+from ciworker.source.archive import ArchiveRefused, Refusal
+from ciworker.telemetry import logger
+from ciworker.web.models import Problem
+
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+
+
+class Refused(CiworkerError):
+    """An answer with this status; the message becomes the problem's `detail`."""
+
+    def __init__(self, status: int, detail: str, headers: dict[str, str] | None = None) -> None:
+        super().__init__(detail)
+        self.status = status
+        self.headers = headers or {}
+
+
+def problem(status: int, detail: str, headers: dict[str, str] | None = None) -> web.Response:
+    body = Problem(title=HTTPStatus(status).phrase, status=status, detail=detail)
+    return web.Response(
+        status=status,
+        text=body.model_dump_json(),
+        content_type="application/problem+json",
+        headers=headers,
+    )
+
+
+@web.middleware
+async def problems(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Whatever a handler raises, as a problem document."""
+    try:
+        return await handler(request)
+    except web.HTTPException as error:
+        return _of_http(error)
+    except (CiworkerError, ArchiveRefused, OSError) as error:
+        found = _of_error(error)
+        if found is None:
+            raise
+        return found
+
+
+def _of_error(error: Exception) -> web.Response | None:
+    if isinstance(error, Refused):
+        return problem(error.status, str(error), error.headers)
+    if isinstance(error, ArchiveRefused):
+        return problem(413 if error.kind is Refusal.TOO_LARGE else 422, str(error))
+    if isinstance(error, OSError) and error.errno in _DISK_FULL:
+        logger().error("the data folder cannot be written", error=str(error))
+        return problem(503, f"the worker's disk cannot be written: {error.strerror}")
+    by_type = ((Invalid, 422), (Unknown, 404), (Conflict, 409), (TryAgain, 503))
+    status = next((status for kind, status in by_type if isinstance(error, kind)), None)
+    return problem(status, str(error)) if status else None
+
+
+def _of_http(error: web.HTTPException) -> web.Response:
+    if error.status == 404:
+        return problem(404, "there is nothing here: see /openapi.json for what there is")
+    headers = {"Allow": error.headers["Allow"]} if "Allow" in error.headers else None
+    return problem(error.status, error.text or error.reason, headers)

@@ -1,0 +1,198 @@
+"""All routes: the one list that registration, access and `/openapi.json` are made from."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from aiohttp import hdrs, web
+from aiohttp.typedefs import Handler
+from pydantic import BaseModel
+
+from ciworker.store.tokens import Role
+from ciworker.web import jobs, logs, sse, submit, tokens
+from ciworker.web.access import authorise
+from ciworker.web.context import CONTEXT
+from ciworker.web.models import (
+    Health,
+    JobDetail,
+    JobModel,
+    JobPage,
+    NewToken,
+    ResyncReport,
+    SubmitForm,
+    TokenList,
+    TokenRequest,
+)
+
+API = "/api/v1"
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """A query parameter or header of a route."""
+
+    name: str
+    description: str
+    kind: Literal["query", "header"] = "query"
+    type: Literal["string", "integer", "boolean"] = "string"
+    choices: Sequence[str] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """One route. role: the least that its token needs; None: open to all.
+
+    answers: by status, a model, or the content type of what is streamed. refusals: statuses of
+    problems besides those that every route may answer.
+    """
+
+    method: str
+    path: str
+    handler: Handler
+    role: Role | None
+    answers: Mapping[int, type[BaseModel] | str | None]
+    refusals: Sequence[int] = ()
+    parameters: Sequence[Parameter] = ()
+    body: type[BaseModel] | None = None
+    body_type: str = "application/json"
+    errors: Sequence[int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        access = (401, 403) if self.role else (403,)
+        unknown = (404,) if "{" in self.path else ()
+        object.__setattr__(self, "errors", tuple(sorted({*access, *unknown, *self.refusals})))
+
+
+_FROM = Parameter("from", "Number of the first line wanted; 1 if left out.", type="integer")
+_TAIL = Parameter("tail", "Only this many last lines.", type="integer")
+_LAST_ID = Parameter("Last-Event-ID", "Resume after this event.", kind="header")
+
+ROUTES: Sequence[Route] = (
+    Route(
+        hdrs.METH_POST,
+        f"{API}/jobs",
+        submit.submit,
+        Role.SUBMIT,
+        {200: JobModel, 201: JobModel},
+        refusals=(408, 413, 415, 422, 503),
+        parameters=(
+            Parameter(
+                "Idempotency-Key", "The same key within 24 h gives the same job.", kind="header"
+            ),
+        ),
+        body=SubmitForm,
+        body_type="multipart/form-data",
+    ),
+    Route(
+        hdrs.METH_GET,
+        f"{API}/jobs",
+        jobs.list_jobs,
+        Role.READ,
+        {200: JobPage},
+        refusals=(422,),
+        parameters=(
+            Parameter(
+                "status",
+                "Only jobs of this status.",
+                choices=("queued", "starting", "running", "completed", "cancelled", "failed"),
+            ),
+            Parameter("project", "Only jobs of this project."),
+            Parameter("limit", "At most 500; 50 if left out.", type="integer"),
+            Parameter("cursor", "`next` of the page before."),
+        ),
+    ),
+    Route(hdrs.METH_GET, f"{API}/jobs/{{id}}", jobs.show_job, Role.READ, {200: JobDetail}),
+    Route(
+        hdrs.METH_GET,
+        f"{API}/jobs/{{id}}/log",
+        logs.job_log,
+        Role.READ,
+        {200: "text/plain"},
+        refusals=(422,),
+        parameters=(
+            _FROM,
+            _TAIL,
+            Parameter("stream", "Only lines of this stream.", choices=("stdout", "stderr")),
+            Parameter("timestamps", "Put its time before each line.", type="boolean"),
+        ),
+    ),
+    Route(
+        hdrs.METH_GET,
+        f"{API}/jobs/{{id}}/events",
+        sse.job_events,
+        Role.READ,
+        {200: "text/event-stream", 204: None},
+        refusals=(400, 422),
+        parameters=(
+            _LAST_ID,
+            _FROM,
+            _TAIL,
+            Parameter("now", "Only lines that come from now on.", type="integer"),
+        ),
+    ),
+    Route(
+        hdrs.METH_GET,
+        f"{API}/events",
+        sse.all_events,
+        Role.READ,
+        {200: "text/event-stream"},
+        refusals=(400,),
+        parameters=(_LAST_ID,),
+    ),
+    Route(
+        hdrs.METH_POST,
+        f"{API}/jobs/{{id}}/cancel",
+        jobs.cancel_job,
+        Role.SUBMIT,
+        {202: JobModel},
+        refusals=(409, 503),
+    ),
+    Route(
+        hdrs.METH_POST,
+        f"{API}/jobs/{{id}}/retry",
+        submit.retry,
+        Role.SUBMIT,
+        {202: JobModel},
+        refusals=(409, 503),
+    ),
+    Route(
+        hdrs.METH_POST,
+        f"{API}/resync",
+        jobs.resync,
+        Role.ADMIN,
+        {200: ResyncReport},
+        refusals=(503,),
+    ),
+    Route(hdrs.METH_GET, f"{API}/tokens", tokens.list_tokens, Role.ADMIN, {200: TokenList}),
+    Route(
+        hdrs.METH_POST,
+        f"{API}/tokens",
+        tokens.create_token,
+        Role.ADMIN,
+        {201: NewToken},
+        refusals=(415, 422, 503),
+        body=TokenRequest,
+    ),
+    Route(
+        hdrs.METH_DELETE,
+        f"{API}/tokens/{{id}}",
+        tokens.revoke_token,
+        Role.ADMIN,
+        {204: None},
+        refusals=(503,),
+    ),
+    Route(hdrs.METH_GET, "/healthz", jobs.healthz, None, {200: Health}),
+    Route(hdrs.METH_GET, "/readyz", jobs.readyz, None, {200: Health}, refusals=(503,)),
+)
+
+
+def guarded(handler: Handler, role: Role | None) -> Handler:
+    """The handler behind the check of its token."""
+    if role is None:
+        return handler
+
+    async def check(request: web.Request) -> web.StreamResponse:
+        await authorise(request, request.app[CONTEXT].tokens, role)
+        return await handler(request)
+
+    return check

@@ -1,0 +1,38 @@
+# All recipes share the quickstart's worker: its data folder and, while it has one, its port.
+export CIWORKER_DATA_DIR := env("CIWORKER_DATA_DIR", justfile_directory() / ".quickstart/data")
+export CIWORKER_PORT := env("CIWORKER_PORT", `cat .quickstart/worker.port 2>/dev/null || echo 8480`)
+
+[private]
+default:
+    @{{ just_executable() }} --justfile {{ justfile() }} --list
+
+# run a worker in the foreground
+serve:
+    #!/usr/bin/env bash
+    set -euo pipefail
+    scripts/setup
+    scripts/engine
+    export CIWORKER_DEFAULT_IMAGE=${CIWORKER_DEFAULT_IMAGE:-$(scripts/base-image | tail -n 1)}
+    eval "$(python3 scripts/host_settings.py)"
+    exec .venv/bin/ciworker serve
+
+# everything that must hold: linters, types, tests (arguments go to pytest)
+test *arguments:
+    @scripts/test {{ arguments }}
+
+# linters and types alone
+lint:
+    @scripts/setup
+    @scripts/lint
+
+# how long until the first line, and how many lines a second
+bench *arguments:
+    @scripts/bench/latency {{ arguments }}
+
+# compare the running worker's jobs with the engine's containers now
+resync:
+    @.venv/bin/ciworker resync
+
+# submit the sample project and watch it (starts the quickstart's worker if need be)
+demo:
+    @scripts/quickstart

@@ -1,0 +1,43 @@
+"""What all tests share: the image, and real workers to drive."""
+
+import os
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+
+from tests.driver import Worker
+
+WorkerFactory = Callable[..., Worker]
+
+
+@pytest.fixture(scope="session")
+def image() -> str:
+    """The base image that `scripts/test` brought; its absence is a failure, never a skip."""
+    name = os.environ.get("CIWORKER_TEST_IMAGE")
+    if not name:
+        pytest.fail("CIWORKER_TEST_IMAGE is not set: run the tests by scripts/test")
+    return name
+
+
+@pytest.fixture
+async def new_worker(tmp_path: Path, image: str) -> AsyncIterator[WorkerFactory]:
+    """Makes workers that are not started yet; afterwards nothing of them is left."""
+    made: list[Worker] = []
+
+    def make(**settings: str) -> Worker:
+        folder = tmp_path / f"worker-{len(made)}"
+        made.append(Worker(folder, {"default_image": image, **settings}))
+        return made[-1]
+
+    yield make
+    for worker in made:
+        await worker.destroy()
+
+
+@pytest.fixture
+async def worker(new_worker: WorkerFactory) -> Worker:
+    """A worker that answers."""
+    running = new_worker()
+    await running.start()
+    return running

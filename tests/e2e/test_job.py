@@ -1,0 +1,126 @@
+"""One job from submit to verdict, on a real engine."""
+
+import asyncio
+import time
+
+import pytest
+
+from tests.driver import Worker, docker
+
+
+async def test_a_suite_passes_and_nothing_is_left_in_docker(worker: Worker) -> None:
+    job = await worker.run("python -m pytest -q", {"test_it.py": "def test_it(): assert True\n"})
+    assert (job["status"], job["success"], job["reason"]) == ("completed", True, "passed")
+    assert job["exit_code"] == 0
+    assert b"1 passed" in await worker.text(job["id"])
+    assert [step["to"] for step in job["history"]] == ["queued", "starting", "running", "completed"]
+    await worker.nothing_left()
+
+
+async def test_lines_appear_as_they_are_printed(worker: Worker) -> None:
+    job_id = await worker.submit("for i in 1 2 3 4; do echo line $i; sleep 0.4; done")
+    seen: list[tuple[float, str]] = []
+    async with worker.events(f"/jobs/{job_id}/events") as events:
+        async for frame in events:
+            if frame.event == "log":
+                seen += [(time.monotonic(), record["text"]) for record in frame.records]
+            if frame.event == "end":
+                break
+    assert [text for _, text in seen] == ["line 1", "line 2", "line 3", "line 4"]
+    gaps = [later[0] - earlier[0] for earlier, later in zip(seen, seen[1:], strict=False)]
+    assert all(0.3 < gap < 0.7 for gap in gaps), gaps
+
+
+@pytest.mark.parametrize(
+    ("run", "reason", "status", "words"),
+    [
+        ("exit 0", "passed", "completed", "passed"),
+        ("exit 1", "tests_failed", "completed", "exit code 1"),
+        ("exit 5", "no_tests", "completed", "no tests"),
+        ("no-such-command --at all", "tests_failed", "completed", "did not find"),
+        ("kill -SEGV $$", "tests_failed", "completed", "signal 11 (SIGSEGV)"),
+        ("kill -KILL $$", "tests_failed", "completed", "signal 9 (SIGKILL)"),
+    ],
+)
+async def test_how_the_job_exits_is_said_in_words(
+    worker: Worker, run: str, reason: str, status: str, words: str
+) -> None:
+    job = await worker.run(run)
+    assert (job["reason"], job["status"]) == (reason, status)
+    assert words in job["message"]
+
+
+async def test_a_timeout_stops_the_job(worker: Worker) -> None:
+    began = time.monotonic()
+    job = await worker.run("echo begun; sleep 60", timeout="1s")
+    assert (job["reason"], job["success"]) == ("timed_out", False)
+    assert time.monotonic() - began < 5
+    assert await worker.text(job["id"]) == b"begun\n"
+
+
+async def test_cancel_reaches_a_grandchild_that_cleans_up(worker: Worker) -> None:
+    grandchild = (
+        "trap 'sleep 0.3; echo cleaned up; exit 0' TERM; echo ready; while :; do sleep 0.05; done"
+    )
+    job_id = await worker.submit("sh child.sh", {"child.sh": f'sh -c "{grandchild}" & wait\n'})
+    await worker.wait_for_text(job_id, b"ready\n")
+    status, _ = await worker.call("POST", f"/jobs/{job_id}/cancel")
+    assert status == 202
+    job = await worker.wait(job_id)
+    assert (job["status"], job["success"], job["reason"]) == ("cancelled", None, "cancelled")
+    assert "first admin" in job["message"]
+    assert await worker.text(job_id) == b"ready\ncleaned up\n"
+    await worker.nothing_left()
+
+
+async def test_a_job_that_ignores_term_is_gone_after_the_grace(worker: Worker) -> None:
+    await worker.stop()
+    worker.set(stop_grace="1s")
+    await worker.start()
+    job_id = await worker.submit(
+        "trap '' TERM; echo deaf; while :; do sleep 0.1; done", timeout="1s"
+    )
+    job = await worker.wait(job_id, within=10)
+    assert job["reason"] == "timed_out"
+    await worker.nothing_left()
+
+
+@pytest.mark.parametrize("how", [("kill",), ("rm", "-f")])
+async def test_a_container_taken_away_from_outside_is_told_within_a_second(
+    worker: Worker, how: tuple[str, ...]
+) -> None:
+    job_id = await worker.submit("echo begun; sleep 60")
+    await worker.wait_for_text(job_id, b"begun\n")
+    await worker.wait(job_id, "running")
+    await docker(*how, await worker.container(job_id))
+    began = time.monotonic()
+    job = await worker.wait(job_id)
+    assert time.monotonic() - began < 1
+    assert (job["status"], job["reason"], job["success"]) == ("failed", "killed_outside", None)
+    assert await worker.text(job_id) == b"begun\n"
+    await worker.nothing_left()
+
+
+async def test_out_of_memory_is_the_verdict_only_of_the_main_process(worker: Worker) -> None:
+    eat = "python -c 'x = bytearray(200_000_000)'"
+    main = await worker.run(f"exec {eat}", memory="64m")
+    child = await worker.run(f"{eat}; exit 0", memory="64m")
+    assert (main["reason"], main["exit_code"]) == ("out_of_memory", 137)
+    assert child["reason"] == "passed"
+    assert "killed for want of memory" in child["message"]
+
+
+async def test_jobs_run_as_many_at_once_as_allowed_by_priority_then_age(worker: Worker) -> None:
+    await worker.stop()
+    worker.set(max_jobs="1")
+    await worker.start()
+    first = await worker.submit("sleep 1")
+    low, old, high = [await worker.submit("true", priority=priority) for priority in (-1, 0, 5)]
+    young = await worker.submit("true")
+    jobs = await asyncio.gather(*(worker.wait(job) for job in (first, high, old, young, low)))
+    started = [job["started_at"] for job in jobs]
+    assert started == sorted(started)
+    assert all(
+        earlier["finished_at"] <= later["started_at"]
+        for earlier, later in zip(jobs, jobs[1:], strict=False)
+    )

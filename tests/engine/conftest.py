@@ -1,0 +1,81 @@
+"""Both engines for one suite; nothing may be left of either."""
+
+import asyncio
+import os
+import uuid
+from collections.abc import AsyncIterator
+
+import pytest
+
+from ciworker.engine import docker
+from ciworker.engine.docker import DockerEngine
+from tests.engine.fake import FakeEngine
+from tests.engine.lab import Lab
+
+
+@pytest.fixture(autouse=True)
+async def no_task_is_left() -> AsyncIterator[None]:
+    yield
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+@pytest.fixture
+def image() -> str:
+    name = os.environ.get("CIWORKER_TEST_IMAGE")
+    if not name:
+        pytest.fail(
+            "these tests need a Docker engine and CIWORKER_TEST_IMAGE, an image that it has: "
+            "run scripts/test, which sees to both"
+        )
+    return name
+
+
+@pytest.fixture
+async def fake_lab() -> AsyncIterator[Lab]:
+    instance = _instance()
+    engine = FakeEngine(instance, images=["fake"])
+
+    def limit_calls(seconds: float) -> None:
+        engine.call_timeout = seconds
+
+    try:
+        yield Lab(engine, "fake", instance, "fake", limit_calls)
+    finally:
+        await engine.aclose()
+    with pytest.raises(ChildProcessError):  # no process is left, not even a zombie
+        os.waitpid(-1, os.WNOHANG)
+
+
+@pytest.fixture
+async def docker_lab(image: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Lab]:
+    instance = _instance()
+
+    def limit_calls(seconds: float) -> None:
+        monkeypatch.setattr(docker, "CALL_TIMEOUT", seconds)
+
+    async with DockerEngine(None, instance) as engine:
+        lab = Lab(engine, "docker", instance, image, limit_calls)
+        try:
+            yield lab
+        finally:
+            limit_calls(30)
+            await _remove_all(instance)
+            await _remove_all(lab.stranger)
+
+
+@pytest.fixture(params=["fake", "docker"])
+def lab(request: pytest.FixtureRequest) -> Lab:
+    """The engine under contract, with an instance label that no other test has."""
+    chosen: Lab = request.getfixturevalue(f"{request.param}_lab")
+    return chosen
+
+
+async def _remove_all(instance: str) -> None:
+    async with DockerEngine(None, instance) as engine:
+        for container in await engine.list():
+            await engine.remove(container.id)
+        assert await engine.list() == []
+
+
+def _instance() -> str:
+    return f"test-{uuid.uuid4().hex[:12]}"

@@ -1,0 +1,318 @@
+"""What the operator can set, from where it is taken, and what is said when it is wrong."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Protocol
+
+import pytest
+from pydantic import ValidationError
+
+from ciworker.settings import Settings, load
+
+
+class Loaded(Protocol):
+    def __call__(self, toml: str | bytes | None = None, /, **environment: str) -> Settings: ...
+
+
+@pytest.fixture
+def loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Loaded:
+    """`load` with exactly these names in the environment, each without its prefix."""
+    for name in os.environ:
+        if name.upper().startswith("CIWORKER_"):
+            monkeypatch.delenv(name)
+
+    def load_with(toml: str | bytes | None = None, /, **environment: str) -> Settings:
+        for name, value in environment.items():
+            monkeypatch.setenv(f"CIWORKER_{name.upper()}", value)
+        if toml is None:
+            return load()
+        file = tmp_path / "worker.toml"
+        file.write_bytes(toml if isinstance(toml, bytes) else toml.encode())
+        return load(file)
+
+    return load_with
+
+
+def refusal(loaded: Loaded, toml: str | bytes | None = None, /, **environment: str) -> str:
+    with pytest.raises(ValueError) as caught:  # noqa: PT011 - each caller looks at the sentence
+        loaded(toml, **environment)
+    assert not isinstance(caught.value, ValidationError), "a sentence, not pydantic's report"
+    return str(caught.value)
+
+
+# The table of the contract, apart from what depends on the machine.
+DEFAULTS: Mapping[str, object] = {
+    "host": "127.0.0.1",
+    "port": 8480,
+    "public_url": None,
+    "allowed_hosts": (),
+    "docker_host": None,
+    "resync_interval": 60,
+    "transfer_timeout": 60,
+    "stop_grace": 10,
+    "start_attempts": 3,
+    "job_timeout": 15 * 60,
+    "max_job_timeout": 2 * 60 * 60,
+    "job_memory": 2 * 1024**3,
+    "job_cpus": 2,
+    "job_pids": 512,
+    "workspace_size": 1024**3,
+    "no_output_timeout": None,
+    "log_limit": 64 * 1024**2,
+    "max_upload": 256 * 1024**2,
+    "max_unpacked": 1024**3,
+    "max_members": 100_000,
+    "default_image": "python:3.12-slim",
+    "pull": "missing",
+    "allowed_images": ("python:*",),
+    "job_env": {},
+    "job_mounts": (),
+    "log_format": "auto",
+    "instance": None,
+}
+OF_THE_MACHINE = {"data_dir", "max_jobs", "max_memory", "max_job_memory", "max_job_cpus"}
+
+
+def test_the_defaults_are_those_of_the_contract(loaded: Loaded) -> None:
+    settings = loaded()
+    assert {name: getattr(settings, name) for name in DEFAULTS} == DEFAULTS
+    assert set(Settings.model_fields) == {*DEFAULTS, *OF_THE_MACHINE}
+
+
+def test_a_machine_gives_its_cores_and_most_of_its_memory(
+    loaded: Loaded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2})
+    monkeypatch.setattr(os, "sysconf", {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 10**7}.__getitem__)
+    settings = loaded()
+    assert (settings.max_jobs, settings.max_job_cpus) == (3, 3.0)
+    assert settings.max_memory == 4096 * 10**7 * 8 // 10
+    assert settings.max_job_memory == 4096 * 10**7 // 2
+
+
+def test_the_default_image_is_always_allowed(loaded: Loaded) -> None:
+    settings = loaded(default_image="own:1", allowed_images='["a/*"]')
+    assert settings.images == ("a/*", "own:1")
+
+
+# --- from where ------------------------------------------------------------------------------
+
+
+def test_a_name_in_the_environment_is_taken_in_any_case(
+    loaded: Loaded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ciworker_port", "1")
+    assert loaded(host="::1").port == 1
+
+
+def test_a_file_gives_every_kind_of_value(loaded: Loaded) -> None:
+    settings = loaded("""
+        port = 0
+        data_dir = "state"
+        stop_grace = "5s"
+        resync_interval = 30
+        log_limit = "1g"
+        job_cpus = 0.5
+        allowed_hosts = ["a.example", "b.example"]
+        job_env = { A = "1" }
+        job_mounts = ["/etc/ca.pem:/ca.pem:ro"]
+        pull = "never"
+    """)
+    assert settings.model_dump(include=settings.model_fields_set) == {
+        "port": 0,
+        "data_dir": Path("state"),
+        "stop_grace": 5.0,
+        "resync_interval": 30.0,
+        "log_limit": 2**30,
+        "job_cpus": 0.5,
+        "allowed_hosts": ("a.example", "b.example"),
+        "job_env": {"A": "1"},
+        "job_mounts": ("/etc/ca.pem:/ca.pem:ro",),
+        "pull": "never",
+    }
+
+
+def test_the_environment_goes_before_the_file_and_the_file_before_the_default(
+    loaded: Loaded,
+) -> None:
+    settings = loaded('port = 1\nhost = "h"', port="2")
+    assert (settings.port, settings.host, settings.start_attempts) == (2, "h", 3)
+
+
+def test_one_file_leaves_nothing_behind_for_the_next_load(loaded: Loaded) -> None:
+    assert loaded("port = 1").port == 1
+    assert loaded().port == 8480
+
+
+def test_settings_can_not_be_changed_later(loaded: Loaded) -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        loaded().port = 1  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("name", "written", "value"),
+    [
+        ("no_output_timeout", "10m", 600.0),
+        ("stop_grace", "90", 90.0),
+        ("job_timeout", "1.5h", 5400.0),
+        ("max_upload", "512m", 512 * 2**20),
+        ("max_upload", "1024", 1024),
+        ("allowed_hosts", '["a", "b"]', ("a", "b")),
+        ("allowed_hosts", "[]", ()),
+        ("allowed_images", '["*"]', ("*",)),
+        ("job_env", '{"PIP_CERT": "/ca.pem"}', {"PIP_CERT": "/ca.pem"}),
+        ("job_mounts", '["/a:/b:ro", "/c:/d:ro"]', ("/a:/b:ro", "/c:/d:ro")),
+        ("port", "65535", 65535),
+        ("max_job_cpus", "0.5", 0.5),
+        ("log_format", "json", "json"),
+        ("data_dir", "/srv/ci", Path("/srv/ci")),
+    ],
+)
+def test_a_value_in_the_environment_is_read_by_its_kind(
+    loaded: Loaded, name: str, written: str, value: object
+) -> None:
+    assert getattr(loaded(**{name: written}), name) == value
+
+
+# --- refusals --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "nearest"),
+    [
+        ("PROT", "PORT"),
+        ("MAX_JOB", "MAX_JOBS"),
+        ("DATADIR", "DATA_DIR"),
+        ("RESYNC", "RESYNC_INTERVAL"),
+        ("job_timeuot", "JOB_TIMEOUT"),
+    ],
+)
+def test_an_unknown_name_in_the_environment_is_refused_with_the_nearest(
+    name: str, nearest: str
+) -> None:
+    with pytest.raises(ValueError, match="unknown setting") as caught:
+        load(environ={f"CIWORKER_{name}": "1"})
+    assert str(caught.value) == (
+        f"unknown setting CIWORKER_{name} in the environment: did you mean CIWORKER_{nearest}?"
+    )
+
+
+def test_a_name_like_no_other_is_refused_with_where_to_look() -> None:
+    name = "CIWORKER_" + "XQ" * 20
+    with pytest.raises(ValueError, match="unknown setting") as caught:
+        load(environ={name: "1"})
+    assert str(caught.value) == (
+        f"unknown setting {name} in the environment: see the README's table of settings"
+    )
+
+
+@pytest.mark.parametrize(
+    "name", ["CIWORKER", "CICLIENT_TOKEN", "MY_CIWORKER_PORT", "PATH", "CIWORKER_TEST_ENGINE"]
+)
+def test_names_of_others_are_none_of_ours(
+    loaded: Loaded, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv(name, "x")
+    assert loaded().port == 8480
+
+
+@pytest.mark.parametrize(
+    ("toml", "sentence"),
+    [
+        ("prot = 1", "unknown setting prot: did you mean port?"),
+        ("max_job = 1", "unknown setting max_job: did you mean max_jobs?"),
+        ("CIWORKER_PORT = 1", "unknown setting CIWORKER_PORT: see the README's table of settings"),
+        ("[pool]\nsize = 3", "unknown setting pool: see the README's table of settings"),
+    ],
+)
+def test_an_unknown_name_in_the_file_is_refused_with_the_nearest(
+    loaded: Loaded, toml: str, sentence: str
+) -> None:
+    assert refusal(loaded, toml) == sentence
+
+
+@pytest.mark.parametrize(
+    ("name", "written", "sentence"),
+    [
+        ("stop_grace", "soon", "'soon' is no duration: write 90 (seconds), 90s, 10m or 2h"),
+        ("stop_grace", "0", "Input should be greater than 0"),
+        ("no_output_timeout", "0", "Input should be greater than 0"),
+        ("log_limit", "2t", "'2t' is no size: write 1048576 (bytes), 512m or 2g"),
+        ("max_upload", "0", "Input should be greater than 0"),
+        ("port", "65536", "Input should be less than or equal to 65535"),
+        ("port", "-1", "Input should be greater than or equal to 0"),
+        ("max_jobs", "0", "Input should be greater than or equal to 1"),
+        ("start_attempts", "0", "Input should be greater than or equal to 1"),
+        ("max_members", "0", "Input should be greater than or equal to 1"),
+        ("job_pids", "15", "Input should be greater than or equal to 16"),
+        ("job_cpus", "0", "Input should be greater than 0"),
+        ("max_job_cpus", "nan", "Input should be greater than 0"),
+        ("pull", "often", "Input should be 'missing', 'always' or 'never'"),
+        ("log_format", "xml", "Input should be 'auto', 'console' or 'json'"),
+        ("allowed_hosts", "a.example", 'has to be JSON in the environment, such as ["a", "b"]'),
+        ("job_env", "A=1", 'has to be JSON in the environment, such as {"KEY": "value"}'),
+        ("allowed_hosts", '"a.example"', "Input should be a valid tuple"),
+        ("job_env", "[]", "Input should be a valid dictionary"),
+    ],
+)
+def test_a_wrong_value_is_refused_in_a_sentence_that_names_the_setting(
+    loaded: Loaded, name: str, written: str, sentence: str
+) -> None:
+    assert refusal(loaded, **{name: written}) == f"setting {name}: {sentence}"
+
+
+@pytest.mark.parametrize(
+    "mount", ["", "/a", "/a:/b", "/a:/b:rw", "/a:/b:", "a:/b:ro", "/a:b:ro", "/a:/b:ro:z", ":/b:ro"]
+)
+def test_a_mount_that_is_not_read_only_or_not_absolute_is_refused(
+    loaded: Loaded, mount: str
+) -> None:
+    assert refusal(loaded, f'job_mounts = ["/x:/y:ro", "{mount}"]') == (
+        f"setting job_mounts.1: {mount!r} has to be SOURCE:TARGET:ro, both paths absolute"
+    )
+
+
+def test_everything_that_is_wrong_is_told_at_once_a_sentence_a_line(loaded: Loaded) -> None:
+    lines = refusal(loaded, "prot = 1\nport = 70000", stop_grace="x", pull="y").splitlines()
+    assert [line.split(":")[0] for line in lines] == [
+        "setting port",
+        "setting stop_grace",
+        "setting pull",
+        "unknown setting prot",
+    ]
+
+
+def test_a_worker_on_which_no_job_could_start_is_refused(loaded: Loaded) -> None:
+    assert refusal(loaded, max_memory="1g", max_job_memory="4g") == (
+        f"max_memory ({2**30} bytes) is less than one job's job_memory ({2**31} bytes): "
+        "no job could ever start"
+    )
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [
+        {"max_memory": "2g", "job_memory": "2g", "max_job_memory": "2g"},
+        {"max_memory": "1g", "job_memory": "2g", "max_job_memory": "1g"},
+        {"max_memory": "1g", "job_memory": "1g", "max_job_memory": "2g"},
+    ],
+)
+def test_a_worker_on_which_one_default_job_just_fits_is_accepted(
+    loaded: Loaded, limits: dict[str, str]
+) -> None:
+    assert loaded(**limits).max_memory == int(limits["max_memory"][0]) * 2**30
+
+
+def test_a_file_that_is_not_there_is_refused_by_name(tmp_path: Path) -> None:
+    for missing in (tmp_path / "no.toml", tmp_path):
+        with pytest.raises(ValueError, match="there is no settings file") as caught:
+            load(missing, {})
+        assert str(caught.value) == f"there is no settings file {missing}"
+
+
+@pytest.mark.parametrize("data", [b"port = ", b"\xff = 1", b"port = 1\nport = 2"])
+def test_a_file_that_is_not_toml_is_refused_by_name(
+    loaded: Loaded, tmp_path: Path, data: bytes
+) -> None:
+    assert refusal(loaded, data).startswith(f"{tmp_path / 'worker.toml'} is not valid TOML: ")
