@@ -17,7 +17,7 @@ from ciclient import options
 from ciclient.errors import ClientError, Detached, OutputClosed, Refused, Usage
 from ciclient.interrupts import detachable, time_limit
 from ciclient.sanitise import clean
-from ciclient.terminal import Terminal, discard_stdout
+from ciclient.terminal import Terminal
 
 if TYPE_CHECKING:
     from ciclient.api import Api, Params
@@ -63,7 +63,7 @@ def run(argv: list[str]) -> int:
     try:
         app(arguments, prog_name="ciclient", obj=command)
     except SystemExit as stop:
-        return _flushed(stop.code if isinstance(stop.code, int) else 1)
+        return stop.code if isinstance(stop.code, int) else 1
     except OutputClosed as error:
         return error.exit_code
     except ClientError as error:
@@ -135,8 +135,10 @@ def submit(
         list_contents(path, terminal)
         return
     access = _access(terminal, server, token_file)
-    with prepared(path, overrides, terminal) as (spec, archive), _connected(access) as api:
-        terminal.note(f"sending to {access.server}")
+    with (
+        prepared(path, overrides, terminal) as (spec, archive),
+        _connected(terminal, access) as api,
+    ):
         job = _send(api, spec, archive)
         _remember(terminal, api, job)
         if detach:
@@ -210,6 +212,7 @@ def logs(
 ) -> None:
     """Print the log so far, exact bytes."""
     from ciclient.jobs import find_job
+    from ciclient.report import why_empty
     from ciclient.views import print_log
 
     terminal = Terminal()
@@ -219,12 +222,7 @@ def logs(
         with api.log(found.id, params) as blocks:
             anything = print_log(blocks, terminal, raw=raw)
     if not anything:
-        where = f" on {stream}" if stream else ""
-        terminal.say(
-            f"{found.id} has no output{where} yet; it is {found.status}"
-            if not found.ended
-            else f"{found.id} ended without any output{where}"
-        )
+        terminal.say(why_empty(found, stream))
 
 
 @app.command("list")
@@ -335,7 +333,7 @@ def login(
     terminal = Terminal()
     server = normalise_server(url)
     access = Access(server, "the command line", _login_token(token_file), "the command line")
-    with _connected(access) as api:
+    with _connected(terminal, access) as api:
         api.jobs({"limit": 1})
     path = store_login(server, access.token or "")
     if server.startswith("http:") and not is_loopback(server):
@@ -421,19 +419,18 @@ def _access(terminal: Terminal, server: str | None, token_file: Path | None) -> 
 
 
 @contextmanager
-def _connected(access: "Access") -> "Iterator[Api]":
-    from ciclient.api import Api
-
-    with Api(access) as api:
+def _connection(terminal: Terminal, server: str | None, token_file: Path | None) -> "Iterator[Api]":
+    with _connected(terminal, _access(terminal, server, token_file)) as api:
         yield api
 
 
 @contextmanager
-def _connection(terminal: Terminal, server: str | None, token_file: Path | None) -> "Iterator[Api]":
-    access = _access(terminal, server, token_file)
-    terminal.note(f"asking {access.server}")
-    with _connected(access) as api:
-        yield api
+def _connected(terminal: Terminal, access: "Access") -> "Iterator[Api]":
+    with terminal.noting(f"asking {access.server}"):
+        from ciclient.api import Api  # after the note: this import is a large part of the wait
+
+        with Api(access) as api:
+            yield api
 
 
 def _remember(terminal: Terminal, api: "Api", job: "Job") -> None:
@@ -453,7 +450,7 @@ def _table(terminal: Terminal, jobs: "tuple[Job, ...]") -> str:
         return job_table(jobs, now)
     from ciclient.report import HEADINGS, aligned, row
 
-    return aligned([HEADINGS, *(row(job, now) for job in jobs)])
+    return "\n".join(aligned([HEADINGS, *(row(job, now) for job in jobs)]))
 
 
 def _login_token(token_file: Path | None) -> str:
@@ -474,11 +471,3 @@ def _report(error: ClientError) -> int:
     except OutputClosed as closed:
         return closed.exit_code
     return error.exit_code
-
-
-def _flushed(code: int) -> int:
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        discard_stdout()
-    return code

@@ -9,11 +9,14 @@ import random
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from ciclient.api import Api, Params
 from ciclient.errors import TryAgain, Unreachable
 from ciclient.sse import Parser, ServerEvent
-from ciclient.wire import Job, Record, loads, parse_record
+from ciclient.wire import Job, Record, loads, parse_records
+
+if TYPE_CHECKING:
+    from ciclient.api import Api, Params
 
 LONGEST_PAUSE = 15.0
 
@@ -68,9 +71,9 @@ class JobStream:
 
     def __init__(
         self,
-        api: Api,
+        api: "Api",
         job: Job,
-        start: Params,
+        start: "Params",
         *,
         established: bool = False,
         sleep: Callable[[float], None] = time.sleep,
@@ -87,6 +90,7 @@ class JobStream:
         first = start.get("from")
         self._last = first - 1 if isinstance(first, int) else None
         self._gap_before: int | None = None
+        self._lines_before = job.log_lines
 
     def events(self) -> Generator[Event, None, None]:
         while True:
@@ -135,7 +139,7 @@ class JobStream:
             yield Ended(self._job)
 
     def _lines(self, event: ServerEvent) -> Iterator[Event]:
-        for run in _runs(parse_record(data) for data in event.data):
+        for run in _runs(parse_records(event.data)):
             seen = self._last
             fresh = run if seen is None else [record for record in run if record.n > seen]
             if not fresh:
@@ -153,13 +157,13 @@ class JobStream:
             raise _Gap
         yield Missing(self._last + 1, number - 1)
 
-    def _position(self) -> tuple[Params, int | None]:
+    def _position(self) -> "tuple[Params, int | None]":
         """Query and Last-Event-ID of the next connection."""
         if self._last:
             return {}, self._last
-        if self._failures and "now" in self._start and self._job.log_lines is not None:
+        if self._failures and "now" in self._start and self._lines_before is not None:
             # new lines only, as of the moment when it was asked, not of the reconnect
-            return {"from": self._job.log_lines + 1}, None
+            return {"from": self._lines_before + 1}, None
         return self._start, None
 
     def _ended_already(self) -> Ended:

@@ -29,7 +29,9 @@ def detachable(job_id: str) -> Iterator[None]:
     except KeyboardInterrupt:
         # the handler for the second stays: to say goodbye may block too
         raise Detached(f"\ndetached, the job runs on\n{come_back(job_id)}") from None
-    signal.signal(signal.SIGINT, before)
+    finally:
+        if signal.getsignal(signal.SIGINT) is _first_interrupt:
+            signal.signal(signal.SIGINT, before)
 
 
 def _first_interrupt(signum: int, frame: FrameType | None) -> Never:

@@ -3,12 +3,15 @@
 import re
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from ciclient.api import Api
 from ciclient.errors import Refused, Usage
 from ciclient.sanitise import clean
 from ciclient.state import newest
 from ciclient.wire import Job, Page
+
+if TYPE_CHECKING:
+    from ciclient.api import Api
 
 ID_LENGTH = 26
 SHORTEST_PREFIX = 6
@@ -16,7 +19,7 @@ _ID_PART = re.compile(r"[0-9A-HJKMNP-TV-Z]+")  # Crockford's base 32, as in a UL
 PAGE = 500
 
 
-def find_job(api: Api, reference: str | None) -> Job:
+def find_job(api: "Api", reference: str | None) -> Job:
     """Raises Usage for a job that is unknown, ambiguous or not named at all."""
     if reference is None:
         return find_named(api, _newest_here(api.access.server))
@@ -26,7 +29,7 @@ def find_job(api: Api, reference: str | None) -> Job:
     return find_named(api, words[0])
 
 
-def newest_jobs(api: Api, limit: int, *, status: str | None, project: str | None) -> Page:
+def newest_jobs(api: "Api", limit: int, *, status: str | None, project: str | None) -> Page:
     """Reads as many pages as `limit` needs; `next` is the cursor behind the last one."""
     jobs: list[Job] = []
     cursor: str | None = None
@@ -58,7 +61,7 @@ def _newest_here(server: str) -> str:
     return job_id
 
 
-def find_named(api: Api, word: str) -> Job:
+def find_named(api: "Api", word: str) -> Job:
     """Of an id or a prefix, in capitals or not."""
     wanted = word.upper()
     if not _ID_PART.fullmatch(wanted) or not SHORTEST_PREFIX <= len(wanted) <= ID_LENGTH:
@@ -76,7 +79,7 @@ def find_named(api: Api, word: str) -> Job:
         raise
 
 
-def _find_by_prefix(api: Api, prefix: str) -> Job:
+def _find_by_prefix(api: "Api", prefix: str) -> Job:
     """Reads the list, newest first, until ids sort before the prefix: ids are monotonic."""
     matches: list[Job] = []
     cursor: str | None = None

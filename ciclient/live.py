@@ -11,7 +11,6 @@ from datetime import UTC, datetime
 from typing import Self
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from ciclient import report
@@ -135,24 +134,15 @@ def styled_verdict(job: Job, now: datetime) -> str:
 
 
 def job_table(jobs: tuple[Job, ...], now: datetime) -> str:
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    for heading in report.HEADINGS:
-        fixed = heading in {"ID", "STATUS", "CREATED"}
-        table.add_column(
-            heading,
-            no_wrap=True,
-            min_width=26 if heading == "ID" else None,
-            overflow="fold" if fixed else "ellipsis",
-        )
-    for job in jobs:
-        outcome = report.outcome(job)
-        cells = [Text(cell) for cell in report.row(job, now)]
-        cells[1].stylize(_STYLES.get(outcome, ""))
-        table.add_row(*cells)
+    """As wide as the terminal, with the outcomes in colour."""
     console = _console()
-    with console.capture() as capture:
-        console.print(table)
-    return capture.get().rstrip("\n")
+    rows = [report.HEADINGS, *(report.row(job, now) for job in jobs)]
+    heading, *lines = (Text(line) for line in report.aligned(rows, console.width))
+    heading.stylize("dim")
+    for job, line in zip(jobs, lines, strict=True):
+        outcome = report.outcome(job)
+        line.highlight_words([f"  {outcome} "], _STYLES.get(outcome, ""))
+    return "\n".join(_rendered(console, line) for line in (heading, *lines))
 
 
 def _console() -> Console:

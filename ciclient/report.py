@@ -10,6 +10,8 @@ from ciclient.sanitise import clean
 from ciclient.wire import Job
 
 HEADINGS = ("ID", "STATUS", "PROJECT", "IMAGE", "CREATED", "TOOK")
+_MAY_BE_CUT = (HEADINGS.index("IMAGE"), HEADINGS.index("PROJECT"))
+_LEAST_WIDTH = 8
 _MINUTE, _HOUR, _DAY = 60, 3600, 86400
 
 
@@ -49,6 +51,14 @@ def come_back(job_id: str) -> str:
     return (
         f"come back:  ciclient follow {clean(job_id)}\ncancel it:  ciclient cancel {clean(job_id)}"
     )
+
+
+def why_empty(job: Job, stream: str | None) -> str:
+    """What is said instead of a log without a line; `stream` is the one that was asked for."""
+    where = f" on {stream}" if stream else ""
+    if job.ended:
+        return f"{clean(job.id)} ended without any output{where}"
+    return f"{clean(job.id)} has no output{where} yet; it is {clean(job.status)}"
 
 
 def duration(seconds: float) -> str:
@@ -109,14 +119,21 @@ def row(job: Job, now: datetime) -> tuple[str, ...]:
     )
 
 
-def aligned(rows: Iterable[Sequence[str]]) -> str:
-    table = list(rows)
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    lines = [
-        "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True))
-        for cells in table
+def aligned(rows: Sequence[Sequence[str]], width: int | None = None) -> list[str]:
+    """One line per row under HEADINGS; where `width` is too small, project and image are cut."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    if width is not None:
+        for index in _MAY_BE_CUT:
+            excess = sum(widths) + 2 * len(widths) - 2 - width
+            widths[index] = max(min(widths[index], _LEAST_WIDTH), widths[index] - max(excess, 0))
+    return [
+        "  ".join(_cell(cell, room) for cell, room in zip(cells, widths, strict=True)).rstrip()
+        for cells in rows
     ]
-    return "\n".join(line.rstrip() for line in lines)
+
+
+def _cell(text: str, width: int) -> str:
+    return text.ljust(width) if len(text) <= width else text[: width - 1] + "…"
 
 
 def describe(job: Job, now: datetime) -> str:

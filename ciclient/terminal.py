@@ -5,9 +5,11 @@ comes to `out` or `out_line`; `say` cleans by itself.
 """
 
 import os
+import select
 import sys
-from collections.abc import Mapping
-from typing import BinaryIO, TextIO
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TextIO
 
 from ciclient.errors import OutputClosed
 from ciclient.sanitise import clean
@@ -31,11 +33,16 @@ class Terminal:
         self.live = self.on_tty and not plain
         self._note_shown = False
 
-    def note(self, text: str) -> None:
-        """On a live terminal, a line that the next output replaces; elsewhere nothing."""
+    @contextmanager
+    def noting(self, text: str) -> Iterator[None]:
+        """On a live terminal, shows a line that the next output or the end replaces."""
         if self.live:
             self.out(clean(text))
             self._note_shown = True
+        try:
+            yield
+        finally:
+            self._erase_note()
 
     def out(self, text: str) -> None:
         """Writes and flushes; raises OutputClosed when nobody reads any more.
@@ -50,33 +57,36 @@ class Terminal:
         self.out(text + "\n")
 
     def out_bytes(self, data: bytes) -> None:
-        buffer: BinaryIO = self._out.buffer
         if self._note_shown:
             self._note_shown = False
             data = ERASE_LINE.encode() + data
         try:
-            buffer.write(data)
-            buffer.flush()
+            _write_whole(self._out.fileno(), data)
         except BrokenPipeError as error:
-            discard_stdout()
             raise OutputClosed from error
 
     def say(self, text: str) -> None:
         """A message to the person; it may hold foreign text and several lines."""
-        if self._note_shown:
-            self.out("")
+        self._erase_note()
         lines = [clean(line) for line in text.split("\n")]
-        encoding = self._err.encoding or "utf-8"
-        message = "\n".join(lines).encode(encoding, "backslashreplace").decode(encoding)
+        message = "\n".join([*lines, ""])
         try:
-            self._err.write(message + "\n")
-            self._err.flush()
+            encoded = message.encode(self._err.encoding or "utf-8", "backslashreplace")
+            _write_whole(self._err.fileno(), encoded)
         except BrokenPipeError as error:
             raise OutputClosed from error
 
+    def _erase_note(self) -> None:
+        if self._note_shown:
+            self.out("")
 
-def discard_stdout() -> None:
-    """Lets the interpreter's last flush succeed, which else would complain on stderr."""
-    null = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, sys.stdout.fileno())
-    os.close(null)
+
+def _write_whole(handle: int, data: bytes) -> None:
+    """Past Python's buffers, which under PYTHONUNBUFFERED write as much as fits and say no more,
+    and which can't wait where another program has made a shared terminal or pipe non-blocking."""
+    rest = memoryview(data)
+    while rest:
+        try:
+            rest = rest[os.write(handle, rest) :]
+        except BlockingIOError:
+            select.select([], [handle], [])

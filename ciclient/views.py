@@ -102,7 +102,7 @@ class PlainView(QuietView):
         self.terminal.say(text)
 
     def changed(self, job: Job) -> None:
-        if job.status == self._status:
+        if job.ended or job.status == self._status:
             return
         self._status = job.status
         self.terminal.say(f"{clean(job.id)} {outcome(job)}")

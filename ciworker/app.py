@@ -37,6 +37,7 @@ from ciworker.web.application import application
 from ciworker.web.context import Context
 from ciworker.web.models import ResyncReport
 
+IDLE_TIMEOUT = 60.0  # seconds a connection may take to bring a whole header, first or next
 SHUTDOWN_TIMEOUT = 1.0  # seconds for handlers to end, once their streams were told to
 DRAIN_TIMEOUT = 1.0  # seconds for lines that were read to be stored; the engine has them too
 
@@ -147,7 +148,11 @@ class Worker:
 
         app.on_shutdown.append(end_streams)
         runner = web.AppRunner(
-            app, access_log=None, auto_decompress=False, shutdown_timeout=SHUTDOWN_TIMEOUT
+            app,
+            access_log=None,
+            auto_decompress=False,
+            keepalive_timeout=IDLE_TIMEOUT,
+            shutdown_timeout=SHUTDOWN_TIMEOUT,
         )
         await runner.setup()
         self._handle_signals()

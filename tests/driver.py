@@ -143,10 +143,11 @@ class Worker:
         """End the process, remove what it left in Docker, close the connections."""
         if self.process is not None and self.process.returncode is None:
             await self.stop(signal.SIGKILL)
-        if names := await self.containers():
-            await docker("rm", "-f", "-v", *names)
         if self._session is not None:
             await self._session.close()
+        async with asyncio.timeout(DEADLINE):
+            while names := await self.containers():
+                await docker("rm", "-f", "-v", *names, check=False)  # some are being removed
 
     # the API
 

@@ -43,6 +43,7 @@ class EventWatch:
         self._on_connected = on_connected
         self._on_restarted = on_restarted
         self._last: Event | None = None
+        self._witness: Event | None = None  # of before the connection; kept until it was asked for
         self._backoff = BACKOFF_FIRST
         self.connected = asyncio.Event()
 
@@ -60,13 +61,15 @@ class EventWatch:
             self._backoff = min(self._backoff * 2, BACKOFF_MOST)
 
     async def _connection(self) -> None:
-        since, before = await self._since(), self._last
+        since = await self._since()
+        self._witness = self._witness or self._last
         opened = asyncio.Event()
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._drain(since, opened))
             await opened.wait()
-            if before is not None and not await self._engine.remembers(before):
+            if self._witness is not None and not await self._engine.remembers(self._witness):
                 await self._on_restarted()
+            self._witness = None
             await self._on_connected()
             self._backoff = BACKOFF_FIRST
             self.connected.set()

@@ -4,12 +4,14 @@ Every change of a status is one transaction that checks what the caller believed
 the row, and writes its line of history; callers that lost a race get None and look again.
 """
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, TypeVar
 
-from sqlalchemy import func, or_, update
+import orjson
+from sqlalchemy import func, literal_column, or_, update
+from sqlalchemy import select as sql_select
 from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
@@ -20,6 +22,11 @@ from ciworker.store.session import Database
 
 IDEMPOTENCY_WINDOW = timedelta(hours=24)
 ACTIVE = (Status.STARTING, Status.RUNNING)
+
+# A partial index is used only where the query spells its condition out, as no parameter.
+_QUEUED = col(JobRow.status) == literal_column("'queued'")
+
+_Changed = TypeVar("_Changed", Job, Job | None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +65,8 @@ class Jobs:
             submitter: the id of the token that submits.
             key: its Idempotency-Key, if it sent one.
         """
-        async with self._database.writing() as session:
+
+        async def work(session: AsyncSession) -> Job:
             if key and (earlier := await _submitted(session, submitter, key, job.created_at)):
                 return await _read(session, earlier)
             session.add(_row(job))
@@ -68,8 +76,9 @@ class Jobs:
                     SubmissionRow(token_id=submitter, key=key, job_id=job.id, at=job.created_at)
                 )
             session.add(_event(job.id, job.created_at, (None, Status.QUEUED)))
-        self._on_change(job.id)
-        return job
+            return job
+
+        return await self._write(work)
 
     async def submitted(self, submitter: str, key: str, now: datetime) -> Job | None:
         """The job made with this Idempotency-Key within the last 24 hours."""
@@ -131,7 +140,7 @@ class Jobs:
         query = (
             select(JobRow, _LOG_LINES)
             .where(
-                col(JobRow.status) == "queued",
+                _QUEUED,
                 or_(col(JobRow.not_before).is_(None), col(JobRow.not_before) <= now),
             )
             .order_by(col(JobRow.priority).desc(), col(JobRow.id))
@@ -144,7 +153,7 @@ class Jobs:
     async def next_backoff(self) -> datetime | None:
         """When the first of the queued jobs that wait out a backoff may be tried again."""
         query = select(func.min(JobRow.not_before)).where(
-            col(JobRow.status) == "queued", col(JobRow.not_before).is_not(None)
+            _QUEUED, col(JobRow.not_before).is_not(None)
         )
         async with self._database.reading() as session:
             return (await session.exec(query)).one()
@@ -159,15 +168,17 @@ class Jobs:
 
     async def cancelled_while_queued(self) -> list[str]:
         """Queued jobs whose cancel was asked for and is not yet recorded."""
-        query = select(JobRow.id).where(
-            col(JobRow.status) == "queued", col(JobRow.cancel_by).is_not(None)
-        )
+        query = select(JobRow.id).where(_QUEUED, col(JobRow.cancel_by).is_not(None))
         async with self._database.reading() as session:
             return list((await session.exec(query)).all())
 
     async def attempts(self, job_ids: Collection[str]) -> Mapping[str, int]:
         """The attempt of each of these jobs that exists."""
-        query = select(JobRow.id, JobRow.attempt).where(col(JobRow.id).in_(job_ids))
+        # One parameter, however many ids there are: SQLite bounds the number of parameters.
+        wanted = func.json_each(orjson.dumps(list(job_ids)).decode()).table_valued("value")
+        query = select(JobRow.id, JobRow.attempt).where(
+            col(JobRow.id).in_(sql_select(wanted.c.value))
+        )
         async with self._database.reading() as session:
             return dict((await session.exec(query)).all())
 
@@ -209,14 +220,15 @@ class Jobs:
             )
             .values(**values)
         )
-        async with self._database.writing() as session:
+
+        async def work(session: AsyncSession) -> Job | None:
             if not (await session.exec(statement)).rowcount:
                 return None
             session.add(_event(job_id, at, (expect.status, to), reason, message))
             await session.flush()
-            job = await _read(session, job_id)
-        self._on_change(job_id)
-        return job
+            return await _read(session, job_id)
+
+        return await self._write(work)
 
     async def note(
         self,
@@ -234,19 +246,33 @@ class Jobs:
             .where(col(JobRow.id) == job_id, col(JobRow.status).in_(live))
             .values(**changes)
         )
-        async with self._database.writing() as session:
+
+        async def work(session: AsyncSession) -> Job | None:
             if not (await session.exec(statement)).rowcount:
                 return None
             job = await _read(session, job_id)
             session.add(_event(job_id, at, (job.status, job.status), reason, message))
-        self._on_change(job_id)
-        return job
+            return job
+
+        return await self._write(work)
 
     async def note_quietly(self, job_id: str, **changes: Any) -> None:
         """Write facts that are no part of the history."""
         statement = update(JobRow).where(col(JobRow.id) == job_id).values(**changes)
-        async with self._database.writing() as session:
+
+        async def work(session: AsyncSession) -> None:
             await session.exec(statement)
+
+        await self._database.write(work)
+
+    async def _write(self, work: Callable[[AsyncSession], Awaitable[_Changed]]) -> _Changed:
+        """Commit, and tell of the change even where the caller was cancelled meanwhile."""
+
+        def committed(job: Job | None) -> None:
+            if job is not None:
+                self._on_change(job.id)
+
+        return await self._database.write(work, committed)
 
 
 _LOG_LINES = (

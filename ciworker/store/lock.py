@@ -34,8 +34,12 @@ class StoreLock:
                 f"{data_dir} is in use by {holder_of(data_dir)}: stop that one first, "
                 "or choose another data_dir"
             ) from None
-        os.ftruncate(self._fd, 0)
-        os.pwrite(self._fd, json.dumps({"holder": holder, "pid": os.getpid()}).encode(), 0)
+        try:
+            os.ftruncate(self._fd, 0)
+            os.pwrite(self._fd, json.dumps({"holder": holder, "pid": os.getpid()}).encode(), 0)
+        except BaseException:
+            os.close(self._fd)
+            raise
 
     def __enter__(self) -> Self:
         return self
@@ -50,5 +54,5 @@ def holder_of(data_dir: Path) -> str:
     try:
         held = json.loads((data_dir / LOCK_FILE).read_text())
         return f"{held['holder']} (process {held['pid']})"
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         return "another process"

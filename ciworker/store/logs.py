@@ -27,6 +27,7 @@ _PLACES = "(" + ",".join("?" * 11) + ")"
 RETRY_FIRST = 0.05
 RETRY_MOST = 2.0
 ROWS_PER_INSERT = 500
+BYTES_PER_READ = 2**20  # of chunks read at once; the first one may be larger
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,12 +71,15 @@ class LogWriter:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._ready: dict[Source, None] = {}
+        self._refused: WeakSet[Source] = WeakSet()
         self._wake = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
 
     def ready(self, source: Source) -> None:
         """Say that `source` has lines; returns at once."""
+        if source in self._refused:
+            return
         self._ready[source] = None
         self._idle.clear()
         self._wake.set()
@@ -85,10 +89,8 @@ class LogWriter:
         while True:
             await self._wake.wait()
             self._wake.clear()
-            while taken := self._take():
-                await self._store([batch for _, batch in taken])
-                for source, batch in taken:
-                    source.stored(batch)
+            while self._ready:
+                await self._store(self._take())
             self._idle.set()
 
     async def drained(self, timeout: float) -> None:
@@ -98,17 +100,41 @@ class LogWriter:
                 await self._idle.wait()
 
     def _take(self) -> list[tuple[Source, Batch]]:
-        """One batch of each source that is ready; one that has more stays ready."""
+        """One batch of each source that is ready; one that may have more waits behind the rest."""
         taken = []
         for source in list(self._ready)[:ROWS_PER_INSERT]:
+            del self._ready[source]
             batch = source.take()
-            if batch is None:
-                del self._ready[source]
-            else:
+            if batch is not None:
+                self._ready[source] = None
                 taken.append((source, batch))
         return taken
 
-    async def _store(self, batches: Sequence[Batch]) -> None:
+    async def _store(self, taken: Sequence[tuple[Source, Batch]]) -> None:
+        """Store them together; if the store refuses that, each on its own, so that one cannot
+        keep the others from it.
+        """
+        if not taken:
+            return
+        try:
+            await self._insert([batch for _, batch in taken])
+        except StoreRefused as error:
+            if len(taken) == 1:
+                self._give_up(*taken[0], error)
+            else:
+                for one in taken:
+                    await self._store([one])
+        else:
+            for source, batch in taken:
+                source.stored(batch)
+
+    def _give_up(self, source: Source, batch: Batch, error: StoreRefused) -> None:
+        """Of a source whose lines clash with stored ones nothing more can be stored in order."""
+        logger().error("log lines refused", job=batch.job_id, first=batch.chunk.first, error=str(error))
+        self._refused.add(source)
+        self._ready.pop(source, None)
+
+    async def _insert(self, batches: Sequence[Batch]) -> None:
         """Tried until it succeeds: the sources' buffers are bounded, so waiting loses nothing."""
         values = [value for batch in batches for value in _values(batch)]
         places = ",".join([_PLACES] * len(batches))
@@ -154,16 +180,21 @@ class LogReader:
         return LogEnd(first + count - 1, total, attempt, cursor)
 
     async def chunks(self, job_id: str, after: int, limit: int) -> list[Chunk]:
-        """Up to `limit` stored chunks that hold lines after number `after`, the first one cut."""
+        """Up to `limit` stored chunks, of BYTES_PER_READ together, that hold lines after number
+        `after`; the first one cut. [] only at the end of the log.
+        """
         row = LogChunkRow
-        query = (
-            select(row.first, row.data, row.runs)
-            .where(col(row.job_id) == job_id, col(row.first) + col(row.count) > after + 1)
-            .where(col(row.first) >= await self._start(job_id, after))
-            .order_by(col(row.first))
-            .limit(limit)
-        )
         async with self._database.reading() as session:
+            start = (await session.exec(_start(job_id, after))).first()
+            if start is None:
+                return []
+            query = (
+                select(row.first, row.data, row.runs)
+                .where(col(row.job_id) == job_id, col(row.first) >= start[0])
+                .where(col(row.total_bytes) <= start[1] + BYTES_PER_READ)
+                .order_by(col(row.first))
+                .limit(limit)
+            )
             found = (await session.exec(query)).all()
         return [Chunk(first, data, unpack_runs(runs)).after(after) for first, data, runs in found]
 
@@ -176,16 +207,9 @@ class LogReader:
                 yield chunk
                 after = chunk.last
 
-    async def _start(self, job_id: str, after: int) -> int:
-        """The first line of the chunk that holds line `after` + 1; by index, not by scan."""
-        query = (
-            select(LogChunkRow.first)
-            .where(col(LogChunkRow.job_id) == job_id, col(LogChunkRow.first) <= after + 1)
-            .order_by(col(LogChunkRow.first).desc())
-            .limit(1)
-        )
-        async with self._database.reading() as session:
-            return (await session.exec(query)).first() or 0
+
+def _start(job_id: str, after: int) -> SelectOfScalar[tuple[int, int]]:
+    """The chunk that holds line `after` + 1: its first line and the bytes up to its end."""
 
 
 def _values(batch: Batch) -> tuple[Any, ...]:

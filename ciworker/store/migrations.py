@@ -46,8 +46,7 @@ STEPS: tuple[tuple[str, ...], ...] = (
             tar_length BIGINT NOT NULL
         )
         """,
-        "CREATE INDEX job_queue ON job (priority DESC, id) WHERE status = 'queued'",
-        "CREATE INDEX job_active ON job (status) WHERE status IN ('starting', 'running')",
+        "CREATE INDEX job_queue ON job (status, priority DESC, id) WHERE status = 'queued'",
         "CREATE INDEX job_status ON job (status, id)",
         "CREATE INDEX job_project ON job (project, id)",
         """
@@ -106,13 +105,18 @@ async def migrate(connection: AsyncConnection) -> None:
     """Bring the file behind `connection` (in a transaction) to the last step.
 
     Raises:
-        StoreRefused: the file comes from a later release.
+        StoreRefused: the file comes from a later release, or holds something else.
     """
     done = (await connection.exec_driver_sql("PRAGMA user_version")).scalar_one()
     if done > len(STEPS):
         raise StoreRefused(
             f"the database is of version {done}, this ciworker knows up to {len(STEPS)}: "
             "use the release that wrote it, or a later one"
+        )
+    found = await connection.exec_driver_sql("SELECT name FROM sqlite_schema LIMIT 1")
+    if done == 0 and (stranger := found.scalar()) is not None:
+        raise StoreRefused(
+            f"the database holds {stranger!r}, which no ciworker made: choose another data_dir"
         )
     for step in STEPS[done:]:
         for statement in step:

@@ -29,11 +29,11 @@ class JobRow(SQLModel, table=True):
     __table_args__ = (
         Index(
             "job_queue",
+            "status",  # constant, and what makes the planner take this index for the order
             text("priority DESC"),
             "id",
             sqlite_where=text("status = 'queued'"),
         ),
-        Index("job_active", "status", sqlite_where=text("status IN ('starting', 'running')")),
         Index("job_status", "status", "id"),
         Index("job_project", "project", "id"),
     )

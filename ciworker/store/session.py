@@ -4,26 +4,33 @@ Before 3.51.3 a WAL reset can corrupt a file when two connections write or check
 one connection writes and only it checkpoints. Transactions begin IMMEDIATE: with the driver's own
 default, read-then-write loses updates (engine-facts, rules 26-28). What is acknowledged is
 committed with `synchronous=FULL`; log lines are not: they cost no fsync of their own.
+
+What writes is never cut off: SQLAlchemy gives up a connection whose statement was cancelled, and a
+second one would then write beside what the driver's thread still does for the first.
 """
 
 import asyncio
 import contextlib
 import sqlite3
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
-from sqlalchemy import event, text
+from sqlalchemy import URL, event
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import AsyncAdaptedQueuePool
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from ciworker.errors import StoreRefused, StoreUnavailable
+from ciworker.errors import Invalid, StoreRefused, StoreUnavailable
 from ciworker.store.migrations import migrate
 
-BUSY_TIMEOUT = 5.0
+BUSY_TIMEOUT = 5.0  # seconds for another process's lock
+TURN_TIMEOUT = 10.0  # seconds until a connection of our own is free
 READERS = 4
+
+T = TypeVar("T")
 
 
 class Database:
@@ -58,10 +65,7 @@ class Database:
 
     async def close(self) -> None:
         """Fold the WAL into the file and end the driver's threads."""
-        async with self._lock:
-            await self._held.close()
-        await self._readers.dispose()
-        await self._writer.dispose()
+        await _to_its_end(self._close())
 
     @contextlib.asynccontextmanager
     async def reading(self) -> AsyncIterator[AsyncSession]:
@@ -70,49 +74,103 @@ class Database:
             async with AsyncSession(self._readers, expire_on_commit=False) as session:
                 yield session
 
-    @contextlib.asynccontextmanager
-    async def writing(self) -> AsyncIterator[AsyncSession]:
-        """The write transaction; durable on disk when the block ends without an error."""
-        async with self._lock:
-            with translated():
-                await self._pragma("synchronous = FULL")
-                try:
-                    async with (
-                        AsyncSession(self._held, expire_on_commit=False) as session,
-                        session.begin(),
-                    ):
-                        yield session
-                finally:
-                    await self._pragma("synchronous = NORMAL")
+    async def write(
+        self,
+        work: Callable[[AsyncSession], Awaitable[T]],
+        committed: Callable[[T], None] | None = None,
+    ) -> T:
+        """Run `work` in the write transaction; durable on disk when this returns.
+
+        A caller that is cancelled hears of it once the transaction is over, either way.
+
+        Args:
+            work: what to do; if it raises, nothing of it is kept.
+            committed: called with its result after the commit, whatever becomes of the caller.
+        """
+        async with self._turn():
+            return await _to_its_end(self._transaction(work, committed))
 
     async def insert(self, statement: str, values: Sequence[Any]) -> None:
         """One statement, one transaction, one hop to the driver's thread, no fsync."""
-        async with self._lock:
-            with translated():
-                raw = await self._held.get_raw_connection()
-                assert raw.driver_connection is not None
-                cursor = await raw.driver_connection.execute(statement, values)
-                await cursor.close()
+        async with self._turn():
+            await _to_its_end(self._execute(statement, values))
 
     async def check_integrity(self) -> str:
         """What SQLite finds wrong with the file; empty when it is whole."""
         async with self.reading() as session:
-            found = (await session.execute(text("PRAGMA quick_check"))).scalars().all()
+            connection = await session.connection()
+            found = (await connection.exec_driver_sql("PRAGMA quick_check")).scalars().all()
         return "" if found == ["ok"] else "; ".join(found)
 
-    async def _pragma(self, pragma: str) -> None:
-        raw = await self._held.get_raw_connection()
-        assert raw.driver_connection is not None
-        cursor = await raw.driver_connection.execute(f"PRAGMA {pragma}")
-        await cursor.close()
+    @contextlib.asynccontextmanager
+    async def _turn(self) -> AsyncIterator[None]:
+        """The writer connection, for this block alone."""
+        try:
+            async with asyncio.timeout(TURN_TIMEOUT):
+                await self._lock.acquire()
+        except TimeoutError:
+            raise StoreUnavailable(
+                f"the database cannot be used right now: busy for {TURN_TIMEOUT:g} s"
+            ) from None
+        try:
+            yield
+        finally:
+            self._lock.release()
+
+    async def _transaction(
+        self,
+        work: Callable[[AsyncSession], Awaitable[T]],
+        committed: Callable[[T], None] | None,
+    ) -> T:
+        await self._execute("PRAGMA synchronous = FULL")
+        try:
+            with translated():
+                async with (
+                    AsyncSession(self._held, expire_on_commit=False) as session,
+                    session.begin(),
+                ):
+                    result = await work(session)
+        finally:
+            await self._execute("PRAGMA synchronous = NORMAL")
+        if committed is not None:
+            committed(result)
+        return result
+
+    async def _execute(self, statement: str, values: Sequence[Any] = ()) -> None:
+        with translated():
+            raw = await self._held.get_raw_connection()
+            assert raw.driver_connection is not None
+            cursor = await raw.driver_connection.execute(statement, values)
+            await cursor.close()
+
+    async def _close(self) -> None:
+        async with self._lock:
+            await self._held.close()
+            await self._readers.dispose()
+            await self._writer.dispose()  # the last one: it folds the WAL
+
+
+async def _to_its_end(work: Coroutine[Any, Any, T]) -> T:
+    """Await `work`; a cancellation is raised when it is over, not before."""
+    task = asyncio.ensure_future(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        while not task.done():
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.wait([task])
+        if not task.cancelled():
+            task.exception()  # the cancellation is what the caller hears
+        raise
 
 
 def _engine(path: Path, *, size: int, begin: str) -> AsyncEngine:
     engine = create_async_engine(
-        f"sqlite+aiosqlite:///{path}",
+        URL.create("sqlite+aiosqlite", database=str(path)),
         poolclass=AsyncAdaptedQueuePool,
         pool_size=size,
         max_overflow=0,
+        pool_timeout=TURN_TIMEOUT,
         connect_args={"timeout": BUSY_TIMEOUT, "isolation_level": None},
     )
     writes = begin != "BEGIN"
@@ -149,6 +207,10 @@ def translated() -> Iterator[None]:
         raise _translate(error.orig or error) from error
     except sqlite3.Error as error:
         raise _translate(error) from error
+    except PoolTimeout as error:
+        raise StoreUnavailable(f"the database cannot be used right now: {error}") from error
+    except (UnicodeEncodeError, OverflowError) as error:
+        raise Invalid(f"the database cannot hold or look for such a value: {error}") from error
 
 
 def _translate(error: BaseException) -> Exception:

@@ -9,6 +9,7 @@ from enum import IntEnum
 
 from sqlalchemy import update
 from sqlmodel import col, select
+from sqlmodel.ext.asyncio.session import AsyncSession
 
 from ciworker.errors import Unknown
 from ciworker.store.schema import TokenRow
@@ -53,12 +54,17 @@ class Tokens:
         row = TokenRow(
             id=token_id, name=name, role=role.label, digest=_digest(secret), created_at=at
         )
-        async with self._database.writing() as session:
+
+        async def work(session: AsyncSession) -> None:
             session.add(row)
+
+        await self._database.write(work)
         return Token(token_id, name, role, at), f"{_PREFIX}_{token_id}_{secret}"
 
     async def check(self, text: str) -> Token | None:
         """The token of this text, if it is one and is not revoked."""
+        if not text.isascii():
+            return None
         prefix, _, rest = text.partition("_")
         token_id, _, secret = rest.partition("_")
         if prefix != _PREFIX or not secret:
@@ -86,9 +92,12 @@ class Tokens:
             .where(col(TokenRow.id) == token_id, col(TokenRow.revoked_at).is_(None))
             .values(revoked_at=at)
         )
-        async with self._database.writing() as session:
-            if not (await session.exec(statement)).rowcount:
-                raise Unknown(f"there is no token {token_id!r}: see `ciworker token list`")
+
+        async def work(session: AsyncSession) -> int:
+            return (await session.exec(statement)).rowcount
+
+        if not await self._database.write(work):
+            raise Unknown(f"there is no token {token_id!r}: see `ciworker token list`")
 
 
 def _digest(secret: str) -> bytes:

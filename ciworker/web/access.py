@@ -1,6 +1,7 @@
 """Who may come in: the Host that was asked for, the token, the role."""
 
-from collections.abc import Collection
+import re
+from collections.abc import Collection, Sequence
 from urllib.parse import urlsplit
 
 from aiohttp import web
@@ -12,12 +13,29 @@ from ciworker.web.problems import Refused, problem
 
 TOKEN: web.RequestKey[Token] = web.RequestKey("token", Token)
 
+_LOCAL = ("127.0.0.1", "localhost", "[::1]")
+_HTTP = 80
+_DEFAULT_PORTS = {"http": ":80", "https": ":443"}
+_PORT = re.compile(r":\d+$", re.ASCII)
+
 
 def allowed_hosts(settings: Settings, port: int) -> frozenset[str]:
-    """Values of the Host header that are ours: a page of another name may not reach the API."""
-    local = {f"{name}:{port}" for name in ("127.0.0.1", "localhost", "[::1]")}
-    public = {urlsplit(settings.public_url).netloc} if settings.public_url else set()
-    return frozenset(host.lower() for host in (*local, *public, *settings.allowed_hosts))
+    """Values of the Host header that are ours: a page of another name may not reach the API.
+
+    Clients leave out the default port of their scheme. Names that the operator gave without a
+    port are ours with our own port too.
+    """
+    local = {f"{name}:{port}" for name in _LOCAL}
+    bare = set(_LOCAL) if port == _HTTP else set()
+    named = {host.lower() for host in (*_public_host(settings), *settings.allowed_hosts)}
+    with_port = {f"{host}:{port}" for host in named if not _PORT.search(host)}
+    return frozenset(local | bare | named | with_port)
+
+
+def _public_host(settings: Settings) -> Sequence[str]:
+    url = urlsplit(settings.public_url or "")
+    host = url.netloc.rpartition("@")[2].removesuffix(_DEFAULT_PORTS.get(url.scheme, ":"))
+    return [host] if host else []
 
 
 def host_check(hosts: Collection[str]) -> Middleware:
@@ -28,7 +46,7 @@ def host_check(hosts: Collection[str]) -> Middleware:
         host = request.headers.get("Host", "").lower()
         if host not in hosts:
             return problem(
-                403, f"Host {host!r} is not this worker's: set public_url or allowed_hosts"
+                403, f"Host {host[:100]!r} is not this worker's: set public_url or allowed_hosts"
             )
         return await handler(request)
 
@@ -44,7 +62,8 @@ async def authorise(request: web.Request, tokens: Tokens, role: Role) -> None:
     scheme, _, text = request.headers.get("Authorization", "").partition(" ")
     if scheme.lower() != "bearer":
         raise _unauthorised("no token: send `Authorization: Bearer …`, or use `ciclient login`")
-    token = await tokens.check(text.strip())
+    text = text.strip()
+    token = await tokens.check(text) if text.isascii() else None
     if token is None:
         raise _unauthorised(
             "the token is wrong or revoked: ask the operator for one (`ciworker token create`)"

@@ -1,6 +1,8 @@
 """What several handlers need: the job that a path names, query parameters, JSON answers."""
 
 import re
+from collections.abc import Sequence
+from typing import overload
 
 from aiohttp import web
 from pydantic import BaseModel
@@ -37,13 +39,29 @@ async def found(request: web.Request) -> Job:
     return job
 
 
+def parameter(request: web.Request, name: str) -> str | None:
+    """A query parameter.
+
+    Raises:
+        Invalid: it is there twice.
+    """
+    texts = request.query.getall(name, [])
+    if len(texts) > 1:
+        raise Invalid(f"{name} is there {len(texts)} times: give it once")
+    return texts[0] if texts else None
+
+
+@overload
+def number(request: web.Request, name: str, default: int) -> int: ...
+@overload
+def number(request: web.Request, name: str) -> int | None: ...
 def number(request: web.Request, name: str, default: int | None = None) -> int | None:
     """A query parameter that is a whole number.
 
     Raises:
         Invalid: it is not.
     """
-    text = request.query.get(name)
+    text = parameter(request, name)
     if text is None:
         return default
     if not _NUMBER.fullmatch(text):
@@ -51,13 +69,21 @@ def number(request: web.Request, name: str, default: int | None = None) -> int |
     return int(text)
 
 
-def choice(request: web.Request, name: str, allowed: tuple[str, ...]) -> str | None:
+def choice(request: web.Request, name: str, allowed: Sequence[str]) -> str | None:
     """A query parameter that is one of a few words.
 
     Raises:
         Invalid: it is not.
     """
-    text = request.query.get(name)
+    text = parameter(request, name)
     if text is not None and text not in allowed:
         raise Invalid(f"{name} has to be one of {', '.join(allowed)}, not {text[:50]!r}")
     return text
+
+
+def before_first(request: web.Request, last: int) -> int:
+    """The number of the line before the first that `tail`, else `from`, asks for."""
+    tail = number(request, "tail")
+    if tail is not None:
+        return max(0, last - tail)
+    return max(0, number(request, "from", 1) - 1)

@@ -4,10 +4,10 @@ import re
 
 from aiohttp import web
 
-from ciworker.domain.job import Status
+from ciworker.domain.job import Job, Status
 from ciworker.errors import Conflict, Invalid
 from ciworker.web.access import TOKEN
-from ciworker.web.answers import choice, found, json_answer, number
+from ciworker.web.answers import choice, found, json_answer, number, parameter
 from ciworker.web.context import CONTEXT
 from ciworker.web.models import Health, JobPage, job_detail, job_model
 
@@ -18,17 +18,18 @@ _CURSOR = re.compile(r"[0-9A-Z]{26}", re.ASCII)
 
 async def list_jobs(request: web.Request) -> web.Response:
     """Jobs, newest first."""
-    limit = number(request, "limit", PAGE) or PAGE
-    status = choice(request, "status", tuple(status.value for status in Status))
-    cursor = request.query.get("cursor")
+    limit = min(number(request, "limit", PAGE), MOST_PER_PAGE)
+    if not limit:
+        raise Invalid(f"limit has to be 1 to {MOST_PER_PAGE}")
+    status = choice(request, "status", tuple(Status))
+    cursor = parameter(request, "cursor")
     if cursor is not None and not _CURSOR.fullmatch(cursor):
         raise Invalid("cursor has to be the `next` of the page before")
-    limit = min(limit, MOST_PER_PAGE)
     jobs = await request.app[CONTEXT].jobs.page(
         limit=limit + 1,
         before=cursor,
         status=Status(status) if status else None,
-        project=request.query.get("project"),
+        project=parameter(request, "project"),
     )
     more = len(jobs) > limit
     items = [job_model(job) for job in jobs[:limit]]
@@ -44,16 +45,17 @@ async def show_job(request: web.Request) -> web.Response:
 async def cancel_job(request: web.Request) -> web.Response:
     """Ask for a stop; the answer does not wait for it."""
     context, job = request.app[CONTEXT], await found(request)
-    by = request[TOKEN].name
-    asked = None
-    if not job.status.terminal and not job.cancel_asked:
-        asked = await context.jobs.note(
-            job.id, context.now(), f"cancel asked for by {by}", cancel_by=by
-        )
-    if asked is None and not job.cancel_asked:
+    asked = job if job.cancel_asked and not job.status.terminal else await _ask(request, job)
+    if asked is None:
         raise Conflict(f"job {job.id} has ended already: {job.reason or 'just now'}")
     context.notify(job.id)
-    return json_answer(job_model(asked or job), status=202)
+    return json_answer(job_model(asked), status=202)
+
+
+async def _ask(request: web.Request, job: Job) -> Job | None:
+    """Note who wants the job stopped. None: it has ended."""
+    context, by = request.app[CONTEXT], request[TOKEN].name
+    return await context.jobs.note(job.id, context.now(), f"cancel asked for by {by}", cancel_by=by)
 
 
 async def resync(request: web.Request) -> web.Response:

@@ -3,7 +3,7 @@
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PlainSerializer
+from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, WithJsonSchema
 
 from ciworker.domain.job import Job, Status
 from ciworker.store.jobs import HistoryEntry
@@ -15,7 +15,11 @@ def rfc3339(at: datetime) -> str:
     return text.removesuffix("+00:00") + "Z"
 
 
-Instant = Annotated[datetime, PlainSerializer(rfc3339, return_type=str, when_used="json")]
+Instant = Annotated[
+    datetime,
+    PlainSerializer(rfc3339, return_type=str, when_used="json"),
+    WithJsonSchema({"type": "string", "format": "date-time"}),
+]
 
 
 class Model(BaseModel):
@@ -38,6 +42,8 @@ class SpecModel(Model):
 class Vcs(Model):
     """What the submitter's git says of the tree."""
 
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
     commit: Annotated[str, Field(max_length=200)] | None = None
     branch: Annotated[str, Field(max_length=1000)] | None = None
     describe: Annotated[str, Field(max_length=1000)] | None = None
@@ -47,10 +53,11 @@ class Vcs(Model):
 class SpecRequest(BaseModel):
     """The `spec` part of a submit: the job file's keys, and what belongs to this submit alone.
 
-    Durations are `90`, `"90s"`, `"10m"`, `"2h"`; sizes `"512m"`, `"2g"`.
+    Durations are `90`, `"90s"`, `"10m"`, `"2h"`; sizes `"512m"`, `"2g"`. Strict: "yes" is no
+    boolean here, as it is none in the job file.
     """
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
 
     image: str | None = None
     run: str | None = None

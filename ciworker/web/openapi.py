@@ -41,14 +41,14 @@ def _operation(route: Route) -> dict[str, Any]:
         "summary": (route.handler.__doc__ or "").strip().partition("\n")[0],
         "parameters": [*_path_parameters(route.path), *map(_parameter, route.parameters)],
         "responses": {str(status): _answer(status, body) for status, body in route.answers.items()}
-        | {str(status): _refusal(status) for status in route.errors},
+        | {str(status): _problem(HTTPStatus(status).phrase) for status in route.errors}
+        | {"default": _problem("Anything else that went wrong")},
         "security": [{"token": []}] if route.role else [],
     }
     if route.body is not None:
-        schema = {"$ref": _REFS.format(model=route.body.__name__)}
         operation["requestBody"] = {
             "required": True,
-            "content": {route.body_type: {"schema": schema}},
+            "content": {route.body_type: {"schema": _reference(route.body)}},
         }
     return operation
 
@@ -74,35 +74,34 @@ def _parameter(parameter: Parameter) -> dict[str, Any]:
 def _answer(status: int, body: type[BaseModel] | str | None) -> dict[str, Any]:
     answer: dict[str, Any] = {"description": HTTPStatus(status).phrase}
     if isinstance(body, str):
-        answer["content"] = {body: {"schema": {"type": "string"}}}
+        answer["content"] = {body: {"schema": _streamed(body)}}
         if body == "text/plain":
-            record = {"$ref": _REFS.format(model=LineRecord.__name__)}
-            answer["content"]["application/x-ndjson"] = {"schema": record}
+            answer["content"]["application/x-ndjson"] = {"schema": _reference(LineRecord)}
     elif body is not None:
-        schema = {"$ref": _REFS.format(model=body.__name__)}
-        answer["content"] = {"application/json": {"schema": schema}}
+        answer["content"] = {"application/json": {"schema": _reference(body)}}
     return answer
 
 
-def _refusal(status: int) -> dict[str, Any]:
-    schema = {"$ref": _REFS.format(model=Problem.__name__)}
-    return {
-        "description": HTTPStatus(status).phrase,
-        "content": {"application/problem+json": {"schema": schema}},
-    }
+def _streamed(content_type: str) -> dict[str, str]:
+    return {"type": "object" if content_type == "application/json" else "string"}
+
+
+def _problem(description: str) -> dict[str, Any]:
+    content = {"application/problem+json": {"schema": _reference(Problem)}}
+    return {"description": description, "content": content}
+
+
+def _reference(model: type[BaseModel]) -> dict[str, str]:
+    return {"$ref": _REFS.format(model=model.__name__)}
 
 
 def _schemas(routes: Sequence[Route]) -> Mapping[str, Any]:
-    answers = [body for route in routes for body in route.answers.values()]
-    bodies = [route.body for route in routes]
-    models = {body: None for body in (*answers, *bodies) if isinstance(body, type)}
+    """Line records are written by hand and leave out `end` when it is true, as one may in input."""
+    answers = {body for route in routes for body in route.answers.values()}
+    bodies = {route.body for route in routes}
     wanted = [
-        *(
-            (model, "serialization")
-            for model in (*models, LineRecord, Problem)
-            if model not in bodies
-        ),
-        *((model, "validation") for model in bodies if model is not None),
+        *((model, "serialization") for model in (*answers, Problem) if isinstance(model, type)),
+        *((model, "validation") for model in (*bodies, LineRecord) if model is not None),
     ]
     _, schema = models_json_schema(wanted, ref_template=_REFS)  # type: ignore[arg-type] # literals
     definitions: Mapping[str, Any] = schema["$defs"]

@@ -11,6 +11,7 @@ from ciworker.source.archive import ArchiveRefused, Refusal
 from ciworker.telemetry import logger
 from ciworker.web.models import Problem
 
+_BY_TYPE = ((Invalid, 422), (Unknown, 404), (Conflict, 409), (TryAgain, 503))
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
@@ -35,16 +36,13 @@ def problem(status: int, detail: str, headers: dict[str, str] | None = None) -> 
 
 @web.middleware
 async def problems(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Whatever a handler raises, as a problem document."""
+    """Whatever a handler raises, as a problem document; what nobody foresaw is logged."""
     try:
         return await handler(request)
     except web.HTTPException as error:
         return _of_http(error)
-    except (CiworkerError, ArchiveRefused, OSError) as error:
-        found = _of_error(error)
-        if found is None:
-            raise
-        return found
+    except Exception as error:  # noqa: BLE001 # the edge: aiohttp's own answer is no problem document
+        return _of_error(error) or _unforeseen(request, error)
 
 
 def _of_error(error: Exception) -> web.Response | None:
@@ -55,13 +53,22 @@ def _of_error(error: Exception) -> web.Response | None:
     if isinstance(error, OSError) and error.errno in _DISK_FULL:
         logger().error("the data folder cannot be written", error=str(error))
         return problem(503, f"the worker's disk cannot be written: {error.strerror}")
-    by_type = ((Invalid, 422), (Unknown, 404), (Conflict, 409), (TryAgain, 503))
-    status = next((status for kind, status in by_type if isinstance(error, kind)), None)
+    if isinstance(error, ConnectionError | web.RequestPayloadError):
+        return problem(400, "the request broke off: send it again")
+    status = next((status for kind, status in _BY_TYPE if isinstance(error, kind)), None)
     return problem(status, str(error)) if status else None
 
 
+def _unforeseen(request: web.Request, error: Exception) -> web.Response:
+    logger().error("a request failed", method=request.method, path=request.path, exc_info=error)
+    return problem(500, "the worker failed at this: its log says how")
+
+
 def _of_http(error: web.HTTPException) -> web.Response:
-    if error.status == 404:
+    """What aiohttp itself answers: its router, and its bound on a body."""
+    if isinstance(error, web.HTTPNotFound):
         return problem(404, "there is nothing here: see /openapi.json for what there is")
-    headers = {"Allow": error.headers["Allow"]} if "Allow" in error.headers else None
-    return problem(error.status, error.text or error.reason, headers)
+    if isinstance(error, web.HTTPMethodNotAllowed):
+        allow = ", ".join(sorted(error.allowed_methods))
+        return problem(405, f"this takes {allow}, not {error.method[:50]}", {"Allow": allow})
+    return problem(error.status, error.text or error.reason)

@@ -8,6 +8,7 @@ from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler
 from pydantic import BaseModel
 
+from ciworker.domain.job import Status
 from ciworker.store.tokens import Role
 from ciworker.web import jobs, logs, sse, submit, tokens
 from ciworker.web.access import authorise
@@ -63,6 +64,14 @@ class Route:
         object.__setattr__(self, "errors", tuple(sorted({*access, *unknown, *self.refusals})))
 
 
+DOCUMENT: web.AppKey[bytes] = web.AppKey("document", bytes)
+
+
+async def openapi(request: web.Request) -> web.Response:
+    """This document."""
+    return web.Response(body=request.app[DOCUMENT], content_type="application/json")
+
+
 _FROM = Parameter("from", "Number of the first line wanted; 1 if left out.", type="integer")
 _TAIL = Parameter("tail", "Only this many last lines.", type="integer")
 _LAST_ID = Parameter("Last-Event-ID", "Resume after this event.", kind="header")
@@ -94,7 +103,7 @@ ROUTES: Sequence[Route] = (
             Parameter(
                 "status",
                 "Only jobs of this status.",
-                choices=("queued", "starting", "running", "completed", "cancelled", "failed"),
+                choices=tuple(Status),
             ),
             Parameter("project", "Only jobs of this project."),
             Parameter("limit", "At most 500; 50 if left out.", type="integer"),
@@ -170,7 +179,7 @@ ROUTES: Sequence[Route] = (
         tokens.create_token,
         Role.ADMIN,
         {201: NewToken},
-        refusals=(415, 422, 503),
+        refusals=(408, 413, 415, 422, 503),
         body=TokenRequest,
     ),
     Route(
@@ -183,6 +192,7 @@ ROUTES: Sequence[Route] = (
     ),
     Route(hdrs.METH_GET, "/healthz", jobs.healthz, None, {200: Health}),
     Route(hdrs.METH_GET, "/readyz", jobs.readyz, None, {200: Health}, refusals=(503,)),
+    Route(hdrs.METH_GET, "/openapi.json", openapi, Role.READ, {200: "application/json"}),
 )
 
 

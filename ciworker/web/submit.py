@@ -1,18 +1,16 @@
 """Taking a job in: validated while it streams to its spool file; refused, nothing stays."""
 
 import asyncio
-import contextlib
 import os
 import secrets
-from collections.abc import AsyncIterator
-from dataclasses import replace
+from collections.abc import Mapping
 from typing import Any
 
 import orjson
-from aiohttp import BodyPartReader, MultipartReader, web
+from aiohttp import web
 from pydantic import ValidationError
 
-from ciworker.domain.job import Job, Status
+from ciworker.domain.job import Job, Spec, Status
 from ciworker.domain.jobfile import resolve, unknown_key
 from ciworker.errors import Conflict, Invalid
 from ciworker.source.archive import Limits, Workspace
@@ -20,12 +18,11 @@ from ciworker.source.intake import Intake
 from ciworker.web.access import TOKEN
 from ciworker.web.answers import found, json_answer
 from ciworker.web.context import CONTEXT, Context, bounds_of
-from ciworker.web.models import SpecRequest, job_model
+from ciworker.web.models import SpecRequest, Vcs, job_model
 from ciworker.web.problems import Refused
+from ciworker.web.upload import Upload, drain
 
-READ_TIMEOUT = 30.0
 MAX_SPEC = 256 * 2**10
-READ_SIZE = 256 * 2**10
 MAX_KEY = 200
 
 
@@ -35,83 +32,103 @@ async def submit(request: web.Request) -> web.Response:
     context.engine_ready()
     key = _idempotency_key(request)
     if key and (earlier := await context.jobs.submitted(request[TOKEN].id, key, context.now())):
-        await _drain(request, context.settings.max_upload)
+        await drain(request, context.settings.max_upload)
         return json_answer(job_model(earlier))
-    reader = await _multipart(request)
-    wanted = await _spec_part(reader)
-    job = await _take_in(reader, wanted, context)
+    job = await _take_in(await Upload.of(request), context)
     stored = await _store(context, job, request[TOKEN].id, key)
     if stored.id != job.id:
         return json_answer(job_model(stored))
-    context.notify(job.id)
-    return json_answer(
-        job_model(stored), status=201, headers={"Location": f"/api/v1/jobs/{job.id}"}
-    )
+    return _accepted(context, stored, 201)
 
 
 async def retry(request: web.Request) -> web.Response:
     """Submit the same tree with the same spec again, as a new job."""
     context = request.app[CONTEXT]
+    context.engine_ready()
     old = await found(request)
     if not old.status.terminal:
         raise Conflict(f"job {old.id} is {old.status}: it can be retried once it has ended")
-    job = replace(
-        _new_job(context, old),
-        retry_of=old.id,
+    job = _queued(
+        context,
+        context.new_id(),
+        old.spec,
+        tar_length=old.tar_length,
         priority=old.priority,
         source=old.source,
+        retry_of=old.id,
     )
     await asyncio.to_thread(_link_spool, context, old.id, job.id)
-    stored = await _store(context, job, request[TOKEN].id, None)
-    context.notify(stored.id)
+    return _accepted(context, await _store(context, job, request[TOKEN].id, None), 202)
+
+
+def _accepted(context: Context, job: Job, status: int) -> web.Response:
+    context.notify(job.id)
     return json_answer(
-        job_model(stored), status=202, headers={"Location": f"/api/v1/jobs/{stored.id}"}
+        job_model(job), status=status, headers={"Location": f"/api/v1/jobs/{job.id}"}
     )
 
 
-async def _take_in(reader: MultipartReader, wanted: SpecRequest, context: Context) -> Job:
+async def _take_in(upload: Upload, context: Context) -> Job:
     """Spool the archive and resolve the spec against the job file inside it."""
+    wanted = await _spec_part(upload)
     settings, job_id = context.settings, context.new_id()
     limits = Limits(settings.max_upload, settings.max_unpacked, settings.max_members)
     intake = Intake(settings.spool_file(job_id), limits, context.now().timestamp())
     try:
-        workspace = await _receive(await _archive_part(reader), intake)
+        workspace = await _receive(upload, intake)
         overrides = wanted.model_dump(exclude_none=True, exclude={"priority", "vcs"})
         spec = resolve(workspace.jobfiles, overrides, bounds_of(settings))
     except BaseException:
         intake.abort()
         raise
+    return _queued(
+        context,
+        job_id,
+        spec,
+        tar_length=workspace.tar_length,
+        priority=wanted.priority,
+        source=_source(workspace, wanted.vcs),
+    )
+
+
+async def _receive(upload: Upload, intake: Intake) -> Workspace:
+    async for chunk in upload.part("archive"):
+        await intake.feed(chunk)
+    await upload.end()
+    return await intake.finish()
+
+
+def _queued(
+    context: Context,
+    job_id: str,
+    spec: Spec,
+    *,
+    tar_length: int,
+    priority: int,
+    source: Mapping[str, object],
+    retry_of: str | None = None,
+) -> Job:
     return Job(
         id=job_id,
         status=Status.QUEUED,
         spec=spec,
         created_at=context.now(),
         mark_token=secrets.token_hex(16),
-        tar_length=workspace.tar_length,
-        priority=wanted.priority,
-        source=_source(workspace, wanted),
+        tar_length=tar_length,
+        priority=priority,
+        source=source,
+        retry_of=retry_of,
     )
 
 
-def _new_job(context: Context, like: Job) -> Job:
-    return Job(
-        id=context.new_id(),
-        status=Status.QUEUED,
-        spec=like.spec,
-        created_at=context.now(),
-        mark_token=secrets.token_hex(16),
-        tar_length=like.tar_length,
-    )
-
-
-def _source(workspace: Workspace, wanted: SpecRequest) -> dict[str, Any]:
+def _source(workspace: Workspace, vcs: Vcs | None) -> dict[str, Any]:
     source: dict[str, Any] = {
         "kind": "upload",
         "files": workspace.files,
         "bytes": workspace.unpacked,
     }
-    if wanted.vcs is not None:
-        source["vcs"] = wanted.vcs.model_dump(exclude_none=True)
+    if vcs is not None:
+        source["vcs"] = vcs.model_dump(exclude_none=True)
     return source
 
 
@@ -128,61 +145,12 @@ async def _store(context: Context, job: Job, submitter: str, key: str | None) ->
     return stored
 
 
-async def _receive(part: BodyPartReader, intake: Intake) -> Workspace:
-    async for chunk in _chunks(part):
-        await intake.feed(chunk)
-    return await intake.finish()
-
-
-async def _chunks(part: BodyPartReader) -> AsyncIterator[bytes]:
-    while True:
-        try:
-            async with asyncio.timeout(READ_TIMEOUT):
-                chunk = await part.read_chunk(READ_SIZE)
-        except TimeoutError:
-            raise Refused(408, f"nothing came for {READ_TIMEOUT:g} s: submit again") from None
-        except ValueError as error:
-            raise Invalid("the upload broke off: submit again") from error
-        if not chunk:
-            return
-        yield bytes(chunk)
-
-
-async def _multipart(request: web.Request) -> MultipartReader:
-    if not request.content_type.startswith("multipart/"):
-        raise Refused(
-            415,
-            "send multipart/form-data with the parts `spec` (JSON) and `archive`, in this order",
-        )
-    try:
-        return await request.multipart()
-    except (ValueError, AssertionError) as error:
-        raise Invalid(f"the multipart body cannot be read: {error}") from error
-
-
-async def _next_part(reader: MultipartReader, name: str) -> BodyPartReader:
-    try:
-        async with asyncio.timeout(READ_TIMEOUT):
-            part = await reader.next()
-    except (ValueError, AssertionError) as error:
-        raise Invalid(f"the multipart body cannot be read: {error}") from error
-    except TimeoutError:
-        raise Refused(408, f"nothing came for {READ_TIMEOUT:g} s: submit again") from None
-    if not isinstance(part, BodyPartReader) or part.name != name:
-        raise Invalid(f"the part {name!r} is missing: send `spec` (JSON), then `archive`")
-    return part
-
-
-async def _archive_part(reader: MultipartReader) -> BodyPartReader:
-    return await _next_part(reader, "archive")
-
-
-async def _spec_part(reader: MultipartReader) -> SpecRequest:
+async def _spec_part(upload: Upload) -> SpecRequest:
     data = b""
-    async for chunk in _chunks(await _next_part(reader, "spec")):
+    async for chunk in upload.part("spec"):
         data += chunk
         if len(data) > MAX_SPEC:
-            raise Invalid(f"the part `spec` is larger than {MAX_SPEC} bytes")
+            raise Refused(413, f"the part `spec` is larger than {MAX_SPEC} bytes")
     try:
         fields = orjson.loads(data)
     except orjson.JSONDecodeError as error:
@@ -197,25 +165,19 @@ async def _spec_part(reader: MultipartReader) -> SpecRequest:
 
 def _sentence(error: ValidationError) -> str:
     first = error.errors(include_url=False)[0]
-    name = ".".join(str(part) for part in first["loc"])
-    if first["type"] == "extra_forbidden":
-        return unknown_key(name, list(SpecRequest.model_fields), "the part `spec`")
-    return f"{name} in the part `spec`: {first['msg']}"
+    name, *inner = map(str, first["loc"])
+    if first["type"] != "extra_forbidden":
+        return f"{name} in the part `spec`: {first['msg']}"
+    if inner:
+        return unknown_key(inner[0], list(Vcs.model_fields), f"`{name}` of the part `spec`")
+    return unknown_key(name, list(SpecRequest.model_fields), "the part `spec`")
 
 
 def _idempotency_key(request: web.Request) -> str | None:
     key = request.headers.get("Idempotency-Key")
-    if key is not None and not 0 < len(key) <= MAX_KEY:
-        raise Invalid(f"Idempotency-Key has to have 1 to {MAX_KEY} characters")
+    if key is not None and not (0 < len(key) <= MAX_KEY and key.isascii() and key.isprintable()):
+        raise Invalid(f"Idempotency-Key has to have 1 to {MAX_KEY} printable ASCII characters")
     return key
-
-
-async def _drain(request: web.Request, most: int) -> None:
-    """Read a body that is not needed, so that its sender sees the answer."""
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(READ_TIMEOUT):
-            while most > 0 and (data := await request.content.readany()):
-                most -= len(data)
 
 
 def _link_spool(context: Context, old: str, new: str) -> None:

@@ -11,8 +11,7 @@ from ciworker.web.answers import json_answer
 from ciworker.web.context import CONTEXT
 from ciworker.web.models import NewToken, TokenList, TokenModel, TokenRequest
 from ciworker.web.problems import Refused
-
-MAX_BODY = 4096
+from ciworker.web.upload import small_body
 
 
 async def list_tokens(request: web.Request) -> web.Response:
@@ -26,9 +25,10 @@ async def create_token(request: web.Request) -> web.Response:
     if request.content_type != "application/json":
         raise Refused(415, "send application/json")
     try:
-        wanted = TokenRequest.model_validate_json(await request.content.read(MAX_BODY))
+        wanted = TokenRequest.model_validate_json(await small_body(request))
     except ValidationError as error:
-        raise Invalid(error.errors(include_url=False)[0]["msg"]) from error
+        first = error.errors(include_url=False)[0]
+        raise Invalid(": ".join((*map(str, first["loc"]), first["msg"]))) from error
     context = request.app[CONTEXT]
     token, text = await context.tokens.create(wanted.name, Role[wanted.role.upper()], context.now())
     return json_answer(NewToken(**_fields(token), token=text), status=201)

@@ -324,6 +324,9 @@ def zipped(
     return packed.getvalue()
 
 
+ZIP = zipped(("file", b"contents" * 100))
+
+
 def patched(packed: bytes, mark: bytes, offset: int, value: bytes) -> bytes:
     start = packed.index(mark) + offset
     return packed[:start] + value + packed[start + len(value) :]
@@ -343,6 +346,15 @@ def overlapping() -> bytes:
     )
 
 
+def padded() -> bytes:
+    """An entry with a byte behind its stream."""
+    start = ZIP.index(b"PK\x01\x02")
+    packed = ZIP[:start] + b"x" + ZIP[start:]
+    size = ZIP[start + 20] + 1
+    longer = patched(packed, b"PK\x01\x02", 20, bytes([size]))
+    return patched(longer, b"PK\x05\x06", 16, struct.pack("<L", start + 1))
+
+
 def nested() -> bytes:
     """An entry whose data is another entry, local header and all."""
     inner = zipped(("in", b"data"), method=zipfile.ZIP_STORED)
@@ -354,8 +366,6 @@ def nested() -> bytes:
     tail = struct.pack("<4s4H2LH", b"PK\x05\x06", 0, 0, 2, 2, len(directory), start, 0)
     return outer[:start] + directory + tail
 
-
-ZIP = zipped(("file", b"contents" * 100))
 
 BAD_ZIPS: dict[str, tuple[bytes, str]] = {
     "a parent folder": (zipped(("../a", b"")), "'../a' has '..' in its name"),
@@ -389,6 +399,7 @@ BAD_ZIPS: dict[str, tuple[bytes, str]] = {
         patched(ZIP, b"PK\x01\x02", 20, b"\x05"),
         "'file' is damaged: pack",
     ),
+    "a byte behind a stream": (padded(), "'file' is damaged: pack"),
     "a directory elsewhere": (patched(ZIP, b"PK\x05\x06", 16, b"\x01"), "its directory"),
     "a directory of another size": (patched(ZIP, b"PK\x05\x06", 12, b"\x01"), "its directory"),
     "a count too small": (

@@ -80,7 +80,14 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def git(folder: Path, *arguments: str) -> str:
-    identity = ["-c", "user.name=T", "-c", "user.email=t@localhost", "-c", "init.defaultBranch=main"]
+    identity = [
+        "-c",
+        "user.name=T",
+        "-c",
+        "user.email=t@localhost",
+        "-c",
+        "init.defaultBranch=main",
+    ]
     done = subprocess.run(
         ["git", *identity, "-c", "protocol.file.allow=always", *arguments],
         cwd=folder,

@@ -8,7 +8,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from email import message_from_bytes
+from email.message import Message
 from email.utils import formatdate
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
@@ -56,6 +58,7 @@ class FakeWorker:
     uploads: int = 0
     changed: threading.Condition = field(default_factory=threading.Condition)
     closing: bool = False
+    generation: int = 0
 
     # how it misbehaves
     lost_replies: int = 0  # so many submits are taken, then their connection is cut
@@ -92,9 +95,14 @@ class FakeWorker:
         return job_id
 
     def add_ended(
-        self, number: int = 1, *, lines: list[str] | None = None, ending: str = "passed"
+        self,
+        number: int = 1,
+        *,
+        lines: list[str] | None = None,
+        ending: str = "passed",
+        project: str = "tea",
     ) -> str:
-        return self.add_job(number, lines=lines, **ENDINGS[ending])
+        return self.add_job(number, lines=lines, project=project, **ENDINGS[ending])
 
     def print(self, job_id: str, *lines: str) -> None:
         with self.changed:
@@ -113,6 +121,12 @@ class FakeWorker:
     def wait_until(self, ready: Callable[[], object]) -> None:
         with self.changed:
             assert self.changed.wait_for(ready, PATIENCE), "it did not come to that"
+
+    def cut_streams(self) -> None:
+        """Ends the connection of every stream that is open now."""
+        with self.changed:
+            self.generation += 1
+            self.changed.notify_all()
 
     def asked(self, method: str, ending: str) -> list[Request]:
         return [r for r in self.requests if r.method == method and r.path.endswith(ending)]
@@ -258,12 +272,14 @@ class Handler(BaseHTTPRequestHandler):
         message = message_from_bytes(head + self._drain())
         parts = message.get_payload()
         assert isinstance(parts, list)
-        names = [part.get_param("name", header="content-disposition") for part in parts]
+        spec_part, archive_part = (part for part in parts if isinstance(part, Message))
+        pair = (spec_part, archive_part)
+        names = [part.get_param("name", header="content-disposition") for part in pair]
         assert names == ["spec", "archive"]
-        spec, archive = (part.get_payload(decode=True) for part in parts)
+        spec, archive = (part.get_payload(decode=True) for part in pair)
         assert isinstance(spec, bytes)
         assert isinstance(archive, bytes)
-        types = (parts[0].get_content_type(), parts[1].get_content_type())
+        types = (spec_part.get_content_type(), archive_part.get_content_type())
         return Submission(json.loads(spec), archive, types)
 
     def _log(self, job_id: str) -> None:
@@ -321,7 +337,8 @@ class Handler(BaseHTTPRequestHandler):
         sent = 0
         self._event("status", [json.dumps(worker.jobs[job_id])])
         status = worker.jobs[job_id]["status"]
-        while not worker.closing:
+        generation = worker.generation
+        while not worker.closing and worker.generation == generation:
             with worker.changed:
                 job = dict(worker.jobs[job_id])
                 count = len(worker.lines[job_id])
@@ -343,8 +360,17 @@ class Handler(BaseHTTPRequestHandler):
                 self._chunk(b"")
                 return
             with worker.changed:
-                if len(worker.lines[job_id]) == count and worker.jobs[job_id] == job:
-                    worker.changed.wait(0.5)
+                news = partial(self._news, job_id, job, count, generation)
+                worker.changed.wait_for(news, PATIENCE)
+
+    def _news(self, job_id: str, job: dict[str, Any], count: int, generation: int) -> bool:
+        worker = self.worker
+        return (
+            len(worker.lines[job_id]) != count
+            or worker.jobs[job_id] != job
+            or worker.generation != generation
+            or worker.closing
+        )
 
     def _event(self, name: str, data: list[str], event_id: str | None = None) -> None:
         lines = [f"event: {name}", *(f"data: {item}" for item in data)]

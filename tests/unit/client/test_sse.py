@@ -67,6 +67,5 @@ def test_events_do_not_depend_on_line_ends_or_on_where_chunks_are_cut(
     chunks = [encoded[a:b] for a, b in zip([0, *cuts], [*cuts, len(encoded)], strict=True)]
 
     assert [(event.name, list(event.data)) for event in parse(*chunks)] == [
-        (name or "message", [value.encode() for value in values])
-        for name, values, _ in events
+        (name or "message", [value.encode() for value in values]) for name, values, _ in events
     ]

@@ -1,5 +1,6 @@
 """States, reasons and names, against the design's tables."""
 
+from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import product
 
@@ -100,6 +101,16 @@ def test_a_containers_name_tells_the_job_in_lower_case_and_the_attempt() -> None
 
 def test_each_attempt_has_a_name_of_its_own() -> None:
     assert len({job("01J", attempt).container_name for attempt in range(20)}) == 20
+
+
+@pytest.mark.parametrize(
+    ("reason", "success"),
+    [(None, None), (Reason.PASSED, True), (Reason.NO_TESTS, False), (Reason.CANCELLED, None)],
+)
+def test_a_job_has_success_once_it_has_a_reason(
+    reason: Reason | None, success: bool | None
+) -> None:
+    assert replace(job("01J", 1), reason=reason).success is success
 
 
 def test_a_cancel_is_asked_as_soon_as_somebody_asked() -> None:

@@ -119,7 +119,9 @@ def test_other_files_are_not_looked_at() -> None:
     assert resolve(files, {}, BOUNDS) == spec()
 
 
-@pytest.mark.parametrize("pyproject", ["", "[tool.other]\na = 1", "[build-system]\nrequires = []"])
+@pytest.mark.parametrize(
+    "pyproject", ["", "[tool.other]\na = 1", "tool = 3", "[build-system]\nrequires = []"]
+)
 def test_a_pyproject_without_our_table_says_nothing(pyproject: str) -> None:
     assert spec(pyproject=pyproject) == spec()
 
@@ -265,6 +267,10 @@ def test_a_wrong_value_is_refused_with_its_key_and_what_is_wrong(
     sentence = refusal(overrides={key: value})
     assert sentence.startswith(f"{key} in the request: ")
     assert words in sentence
+
+
+def test_a_command_may_be_as_long_as_a_shell_takes_it() -> None:
+    assert MAX_COMMAND == 32_768
 
 
 def test_every_key_has_wrong_values_among_these() -> None:

@@ -66,6 +66,7 @@ def stopped(cause: Reason, at: datetime, by: str | None = None) -> Job:
             "exit code 127: the shell did not find a command of `python -m pytest -q`",
         ),
         (128, Reason.TESTS_FAILED, "exit code 128"),
+        (129, Reason.TESTS_FAILED, "exit code 129: killed by signal 1 (SIGHUP)"),
         (134, Reason.TESTS_FAILED, "exit code 134: killed by signal 6 (SIGABRT)"),
         (137, Reason.TESTS_FAILED, "exit code 137: killed by signal 9 (SIGKILL)"),
         (139, Reason.TESTS_FAILED, "exit code 139: killed by signal 11 (SIGSEGV)"),
@@ -146,6 +147,7 @@ def test_137_without_a_kill_is_the_jobs_own_end_and_with_one_somebody_elses() ->
     ("kills", "code", "reason"),
     [
         ((15,), 143, Reason.KILLED_OUTSIDE),  # docker stop, and the job obeyed
+        ((1,), 129, Reason.KILLED_OUTSIDE),
         ((15, 9), 137, Reason.KILLED_OUTSIDE),  # docker stop, and it did not
         ((15, 9), 143, Reason.KILLED_OUTSIDE),
         ((10,), 137, Reason.TESTS_FAILED),  # somebody sent USR1; what ended the job was another

@@ -1,0 +1,50 @@
+"""Answers that are written piece by piece, and what becomes of them when that fails midway."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, Mapping
+
+from aiohttp import web
+
+WRITE_TIMEOUT = 30.0
+
+
+async def streamed(
+    request: web.Request, headers: Mapping[str, str], pieces: AsyncGenerator[bytes]
+) -> web.StreamResponse:
+    """Answer with these pieces.
+
+    A reader that takes nothing for WRITE_TIMEOUT seconds is let go, and one that has gone is no
+    error. Where a piece cannot be had the connection breaks, so that nobody takes what came for
+    the whole. Both abort the connection: closing it would wait until the reader took the rest.
+    """
+    response = web.StreamResponse(headers=headers)
+    await response.prepare(request)
+    try:
+        async with contextlib.aclosing(pieces):
+            async for piece in pieces:
+                if not await _written(response, piece):
+                    _abort(request)
+                    return response
+        await response.write_eof()
+    except ConnectionError:
+        return response
+    except BaseException:
+        _abort(request)
+        raise
+    return response
+
+
+async def _written(response: web.StreamResponse, piece: bytes) -> bool:
+    """False when the reader took nothing for too long."""
+    try:
+        async with asyncio.timeout(WRITE_TIMEOUT):
+            await response.write(piece)
+    except TimeoutError:
+        return False
+    return True
+
+
+def _abort(request: web.Request) -> None:
+    if isinstance(request.transport, asyncio.WriteTransport):
+        request.transport.abort()

@@ -1,0 +1,246 @@
+"""EventWatch against the fake: connections that break, an engine that is restarted."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+
+import pytest
+
+from ciworker.engine import events
+from ciworker.engine.events import EventWatch
+from ciworker.engine.port import Event
+from ciworker.errors import EngineUnavailable
+from tests.engine.fake import FakeEngine
+from tests.engine.lab import PATIENCE, Lab
+
+
+@dataclass
+class Story:
+    """What the watch told, in order."""
+
+    lab: Lab
+    engine: FakeEngine
+    told: list[str] = field(default_factory=list)
+    events: list[Event] = field(default_factory=list)
+    pauses: list[float] = field(default_factory=list)
+    more: asyncio.Event = field(default_factory=asyncio.Event)
+    blocked: asyncio.Event | None = None
+
+    def on_event(self, event: Event) -> None:
+        self.events.append(event)
+        self.more.set()
+
+    async def on_connected(self) -> None:
+        assert self.engine._streams, "the stream is open before everything is listed"
+        await self.engine.list()
+        self._tell("connected")
+        if self.blocked:
+            await self.blocked.wait()
+
+    async def on_restarted(self) -> None:
+        self._tell("restarted")
+
+    def _tell(self, what: str) -> None:
+        self.told.append(what)
+        self.more.set()
+
+    async def until(self, happened: Callable[[], bool]) -> None:
+        async with asyncio.timeout(PATIENCE):
+            while not happened():
+                self.more.clear()
+                await self.more.wait()
+
+    async def connections(self, number: int) -> None:
+        await self.until(lambda: self.told.count("connected") == number)
+
+    async def life(self, name: str) -> str:
+        """A container from start to destroy."""
+        container = await self.engine.create(self.lab.spec(name=name))
+        await self.engine.start(container)
+        await self.lab.down(container)
+        await self.engine.remove(container)
+        return container
+
+    def actions(self, container: str) -> list[str]:
+        found = dict.fromkeys(event for event in self.events if event.container == container)
+        return [event.action for event in found]
+
+
+LIFE = ["start", "die", "destroy"]
+
+
+@pytest.fixture
+async def story(fake_lab: Lab, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Story]:
+    """A running watch; its pauses are noted and take no time."""
+    assert isinstance(fake_lab.engine, FakeEngine)
+    story = Story(fake_lab, fake_lab.engine)
+    watch = EventWatch(story.engine, story.on_event, story.on_connected, story.on_restarted)
+    sleep = asyncio.sleep
+
+    async def pause(seconds: float) -> None:
+        story.pauses.append(seconds)
+        story.more.set()
+        await sleep(0)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(events, "asyncio", _AsyncioWith(pause))
+        running = asyncio.create_task(watch.run())
+        await asyncio.wait_for(watch.connected.wait(), PATIENCE)
+        yield story
+        assert not running.done(), "the watch ends only when it is cancelled"
+        running.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await running
+
+
+class _AsyncioWith:
+    """The module, with another sleep."""
+
+    def __init__(self, sleep: object) -> None:
+        self.sleep = sleep
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(asyncio, name)
+
+
+async def test_events_are_told_as_they_come(story: Story) -> None:
+    container = await story.life("one")
+    await story.until(lambda: story.actions(container) == LIFE)
+
+    assert story.told == ["connected"]
+
+
+async def test_it_connects_again_after_a_cut_and_lists_again(story: Story) -> None:
+    await story.life("one")
+    story.engine.cut_events()
+    await story.connections(2)
+    container = await story.life("two")
+    await story.until(lambda: story.actions(container) == LIFE)
+
+    assert story.told == ["connected", "connected"]  # and not restarted
+
+
+async def test_a_cut_before_any_event_is_no_restart(story: Story) -> None:
+    story.engine.cut_events()
+    await story.connections(2)
+
+    assert story.told == ["connected", "connected"]
+
+
+async def test_what_happened_during_a_cut_is_told_after_it(story: Story) -> None:
+    before = await story.life("before")
+    await story.until(lambda: story.actions(before) == LIFE)
+    gate = story.engine.hold("events")
+    story.engine.cut_events()
+    meanwhile = await story.life("meanwhile")
+    assert story.actions(meanwhile) == []
+    gate.set()
+
+    await story.until(lambda: story.actions(meanwhile) == LIFE)
+
+    assert story.told == ["connected", "connected"]
+
+
+async def test_events_of_the_same_moment_as_the_last_are_not_lost(story: Story) -> None:
+    """`since` is inclusive: the last event comes twice, its neighbour at least once."""
+    story.engine.drop_events = lambda event: event.action == "die"
+    container = await story.life("one")
+    await story.until(lambda: "destroy" in story.actions(container))
+    destroy = story.events[-1]
+    story.engine.cut_events()
+    await story.connections(2)
+
+    assert [event for event in story.events if event == destroy] == [destroy, destroy]
+
+
+async def test_no_event_is_lost_over_many_cuts(story: Story) -> None:
+    containers = []
+    for number in range(10):
+        containers.append(await story.life(f"job-{number}"))
+        story.engine.cut_events()
+    await story.until(lambda: all(story.actions(one) == LIFE for one in containers))
+
+    assert "restarted" not in story.told
+
+
+async def test_events_are_drained_while_everything_is_listed(story: Story) -> None:
+    story.blocked = asyncio.Event()
+    story.engine.cut_events()
+    await story.connections(2)
+
+    container = await story.life("one")
+    await story.until(lambda: story.actions(container) == LIFE)
+
+    story.blocked.set()
+
+
+async def test_a_restart_of_the_engine_is_told_before_the_listing(story: Story) -> None:
+    container = await story.life("one")
+    await story.until(lambda: story.actions(container) == LIFE)
+    await story.engine.restart()
+    await story.connections(2)
+
+    assert story.told == ["connected", "restarted", "connected"]
+
+
+async def test_a_restart_is_told_once_though_the_next_connection_breaks_too(story: Story) -> None:
+    container = await story.life("one")
+    await story.until(lambda: story.actions(container) == LIFE)
+    await story.engine.restart()
+    await story.connections(2)
+    second = await story.life("two")
+    await story.until(lambda: story.actions(second) == LIFE)
+    story.engine.cut_events()
+    await story.connections(3)
+
+    assert story.told.count("restarted") == 1
+
+
+async def test_it_waits_longer_each_time_up_to_a_bound_and_starts_over(story: Story) -> None:
+    story.engine.fail("events", EngineUnavailable("no"), times=8)
+    story.engine.cut_events()
+    await story.connections(2)
+    first = list(story.pauses)
+    story.engine.cut_events()
+    await story.connections(3)
+
+    assert first == [0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5.0, 5.0, 5.0]
+    assert story.pauses[len(first) :] == [0.1]
+
+
+async def test_an_engine_that_is_down_is_tried_again_until_it_is_up(story: Story) -> None:
+    await story.engine.crash()
+    await story.until(lambda: len(story.pauses) > 3)
+    story.engine.boot()
+    await story.connections(2)
+    container = await story.life("one")
+    await story.until(lambda: story.actions(container) == LIFE)
+
+
+@pytest.mark.parametrize("call", ["remembers", "list"])
+async def test_a_connection_whose_first_calls_fail_is_opened_again(story: Story, call: str) -> None:
+    container = await story.life("one")
+    await story.until(lambda: story.actions(container) == LIFE)
+    story.engine.fail(call, EngineUnavailable("no"), times=2)
+    story.engine.cut_events()
+    await story.connections(2)
+
+    assert story.pauses == [0.1, 0.2, 0.4]
+    assert story.told == ["connected", "connected"]
+
+
+async def test_a_restart_is_told_though_new_events_came_before_it_could_be_found(
+    story: Story,
+) -> None:
+    container = await story.life("one")
+    await story.until(lambda: story.actions(container) == LIFE)
+    gate = story.engine.hold("remembers")
+    story.engine.fail("remembers", EngineUnavailable("no"))
+    await story.engine.restart()
+    second = await story.life("two")
+    await story.until(lambda: story.actions(second) == LIFE)
+    gate.set()
+    await story.connections(2)
+
+    assert story.told == ["connected", "restarted", "connected"]
