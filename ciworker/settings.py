@@ -24,6 +24,10 @@ PREFIX = "CIWORKER_"
 _NOT_SETTINGS = ("CIWORKER_TEST_",)  # the project's own test command hands values to its tests
 
 
+def _off(value: object) -> object:
+    return None if value == "off" else value
+
+
 def _mount(value: str) -> str:
     source, _, rest = value.partition(":")
     target, _, mode = rest.partition(":")
@@ -69,7 +73,7 @@ class Settings(BaseSettings):
     max_job_cpus: float = Field(default_factory=lambda: float(_cores()), gt=0)
     job_pids: int = Field(512, ge=16)
     workspace_size: Size = 2**30
-    no_output_timeout: Duration | None = None
+    no_output_timeout: Annotated[Duration | None, BeforeValidator(_off)] = None
     log_limit: Size = 64 * 2**20
     max_upload: Size = 256 * 2**20
     max_unpacked: Size = 2**30

@@ -145,7 +145,9 @@ def _starting_up(job: Facts) -> Action:
 def _starting_down(job: Facts) -> Action:
     if job.mark is Mark.UNKNOWN:
         return Action(Verb.LOOK_FOR_MARK)  # 16
-    if job.mark is Mark.UNREADABLE and job.sent:
+    # Of an engine that went down, output may be missing: then no mark proves nothing.
+    unreadable = job.mark is Mark.UNREADABLE or job.engine_restarted
+    if unreadable and job.sent:
         return _lost(job)  # 16, as 12
     if job.attempts_left:
         return Action(Verb.REQUEUE, Bucket.REQUEUED)  # 16; nothing sent: as 11, by a new attempt

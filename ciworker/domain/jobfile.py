@@ -52,7 +52,8 @@ def resolve(files: Mapping[str, bytes], overrides: Mapping[str, object], bounds:
     Raises:
         Invalid: for TOML that does not parse, unknown keys, wrong types or too high demands.
     """
-    wanted = {**_job_table(files), **_checked(overrides, "the request", extra=("command",))}
+    table = _job_table(files)
+    wanted = {**table, **_checked(overrides, "the request", extra=("command",))}
     run = wanted.pop("run", DEFAULT_RUN)
     command = wanted.pop("command", None)
     spec = Spec(
@@ -63,7 +64,7 @@ def resolve(files: Mapping[str, bytes], overrides: Mapping[str, object], bounds:
         cpus=wanted.get("cpus", min(bounds.cpus, bounds.max_cpus)),
         network=wanted.get("network", False),
         project=wanted.get("project") or _project_name(files) or "unnamed",
-        env=wanted.get("env", {}),
+        env={**table.get("env", {}), **wanted.get("env", {})},
     )
     _check_bounds(spec, bounds)
     return spec
@@ -81,7 +82,11 @@ def _job_table(files: Mapping[str, bytes]) -> dict[str, Any]:
 
 
 def _project_name(files: Mapping[str, bytes]) -> str | None:
-    project = _toml(files.get(PYPROJECT, b""), PYPROJECT).get("project", {})
+    """`project.name` of a pyproject.toml; one that does not parse is not the worker's business."""
+    try:
+        project = _toml(files.get(PYPROJECT, b""), PYPROJECT).get("project", {})
+    except Invalid:
+        return None
     name = project.get("name") if isinstance(project, dict) else None
     return name if isinstance(name, str) and _PRINTABLE.fullmatch(name) else None
 
@@ -221,8 +226,15 @@ def _check_bounds(spec: Spec, bounds: Bounds) -> None:
             f"cpus of {spec.cpus:g} is more than the {bounds.max_cpus:g} "
             "that this worker allows (max_job_cpus)"
         )
-    if not any(fnmatchcase(spec.image, pattern) for pattern in bounds.allowed_images):
+    if not any(_matches(spec.image, pattern) for pattern in bounds.allowed_images):
         raise Invalid(
             f"image {spec.image!r} is not allowed on this worker; "
             f"allowed_images: {', '.join(bounds.allowed_images)}"
         )
+
+
+def _matches(image: str, pattern: str) -> bool:
+    """Part by part: `python:*` is a tag of python, not an image of a registry named python."""
+    parts, wanted = image.split("/"), pattern.split("/")
+    same_depth = len(parts) == len(wanted)
+    return pattern == "*" or (same_depth and all(map(fnmatchcase, parts, wanted)))

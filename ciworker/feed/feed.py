@@ -13,6 +13,8 @@ from weakref import WeakValueDictionary
 from ciworker.domain.log import Chunk
 
 RING_BYTES = 2**20
+CHUNK_COST = 200  # bytes that a chunk takes beside its data, and that each of its runs takes
+RUN_COST = 150
 CHUNKS_PER_READ = 16
 
 
@@ -42,7 +44,7 @@ class Signal:
             async with asyncio.timeout(timeout):
                 await self._event.wait()
         except TimeoutError:
-            return False
+            return self.version != seen
         return True
 
 
@@ -60,10 +62,13 @@ class Topic:
 
     def append(self, chunk: Chunk) -> None:
         """Show a chunk that is stored."""
+        if self._ring and self._ring[-1].last + 1 != chunk.first:
+            self._ring.clear()  # what is between them is in the store alone
+            self._size = 0
         self._ring.append(chunk)
-        self._size += len(chunk.data)
+        self._size += _cost(chunk)
         while self._size > RING_BYTES and len(self._ring) > 1:
-            self._size -= len(self._ring.popleft().data)
+            self._size -= _cost(self._ring.popleft())
         self.changed.fire()
 
     def after(self, number: int) -> list[Chunk] | None:
@@ -114,3 +119,8 @@ class Feed:
         if recent is not None:
             return recent
         return await self._stored.chunks(job_id, after, CHUNKS_PER_READ)
+
+
+def _cost(chunk: Chunk) -> int:
+    """Bytes of memory; of a quiet job's log most are not its text."""
+    return CHUNK_COST + RUN_COST * len(chunk.runs) + len(chunk.data)

@@ -10,11 +10,12 @@ import contextlib
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
+from weakref import WeakSet
 
 from sqlmodel import col, select
 
 from ciworker.domain.log import Chunk, Cursor, Position, pack_runs, unpack_runs
-from ciworker.errors import TryAgain
+from ciworker.errors import StoreRefused, TryAgain
 from ciworker.store.schema import LogChunkRow
 from ciworker.store.session import Database
 from ciworker.telemetry import logger
@@ -130,7 +131,9 @@ class LogWriter:
 
     def _give_up(self, source: Source, batch: Batch, error: StoreRefused) -> None:
         """Of a source whose lines clash with stored ones nothing more can be stored in order."""
-        logger().error("log lines refused", job=batch.job_id, first=batch.chunk.first, error=str(error))
+        logger().error(
+            "log lines refused", job=batch.job_id, first=batch.chunk.first, error=str(error)
+        )
         self._refused.add(source)
         self._ready.pop(source, None)
 
@@ -183,15 +186,21 @@ class LogReader:
         """Up to `limit` stored chunks, of BYTES_PER_READ together, that hold lines after number
         `after`; the first one cut. [] only at the end of the log.
         """
-        row = LogChunkRow
+        row, after = LogChunkRow, max(0, after)
         async with self._database.reading() as session:
-            start = (await session.exec(_start(job_id, after))).first()
-            if start is None:
+            holding = (
+                select(row.first, row.count, row.total_bytes)
+                .where(col(row.job_id) == job_id, col(row.first) <= after + 1)
+                .order_by(col(row.first).desc())
+                .limit(1)
+            )
+            start = (await session.exec(holding)).first()
+            if start is None or start[0] + start[1] <= after + 1:
                 return []
             query = (
                 select(row.first, row.data, row.runs)
                 .where(col(row.job_id) == job_id, col(row.first) >= start[0])
-                .where(col(row.total_bytes) <= start[1] + BYTES_PER_READ)
+                .where(col(row.total_bytes) <= start[2] + BYTES_PER_READ)
                 .order_by(col(row.first))
                 .limit(limit)
             )
@@ -206,10 +215,6 @@ class LogReader:
                     return
                 yield chunk
                 after = chunk.last
-
-
-def _start(job_id: str, after: int) -> SelectOfScalar[tuple[int, int]]:
-    """The chunk that holds line `after` + 1: its first line and the bytes up to its end."""
 
 
 def _values(batch: Batch) -> tuple[Any, ...]:

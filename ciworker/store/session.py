@@ -52,15 +52,14 @@ class Database:
         """
         writer = _engine(path, size=1, begin="BEGIN IMMEDIATE")
         readers = _engine(path, size=READERS, begin="BEGIN")
-        try:
+        async with contextlib.AsyncExitStack() as undo:
+            undo.push_async_callback(readers.dispose)
+            undo.push_async_callback(writer.dispose)
             with translated():
-                held = await writer.connect()
+                held = await undo.enter_async_context(writer.connect())
                 async with held.begin():
                     await migrate(held)
-        except BaseException:
-            await writer.dispose()
-            await readers.dispose()
-            raise
+            undo.pop_all()
         return cls(writer, readers, held)
 
     async def close(self) -> None:

@@ -1,9 +1,12 @@
 """The aiohttp application: middlewares, routes, and the document that describes them."""
 
+import logging
 from collections.abc import Collection
 
 import orjson
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
+from aiohttp.log import server_logger
 
 from ciworker.web.access import host_check
 from ciworker.web.context import CONTEXT, Context
@@ -11,12 +14,17 @@ from ciworker.web.openapi import document
 from ciworker.web.problems import problems
 from ciworker.web.routes import DOCUMENT, ROUTES, guarded
 
-
 MOST_SMALL_BODY = 64 * 2**10
+
+
+def _worth_telling(record: logging.LogRecord) -> bool:
+    """aiohttp logs a traceback for whatever is no HTTP, and any stranger can send that."""
+    return not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError))
 
 
 def application(context: Context, hosts: Collection[str]) -> web.Application:
     """Everything that answers on the worker's port."""
+    server_logger.addFilter(_worth_telling)
     app = web.Application(
         middlewares=[host_check(hosts), problems], client_max_size=MOST_SMALL_BODY
     )

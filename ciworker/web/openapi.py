@@ -97,8 +97,8 @@ def _reference(model: type[BaseModel]) -> dict[str, str]:
 
 def _schemas(routes: Sequence[Route]) -> Mapping[str, Any]:
     """Line records are written by hand and leave out `end` when it is true, as one may in input."""
-    answers = {body for route in routes for body in route.answers.values()}
-    bodies = {route.body for route in routes}
+    answers = dict.fromkeys(body for route in routes for body in route.answers.values())
+    bodies = dict.fromkeys(route.body for route in routes)
     wanted = [
         *((model, "serialization") for model in (*answers, Problem) if isinstance(model, type)),
         *((model, "validation") for model in (*bodies, LineRecord) if model is not None),

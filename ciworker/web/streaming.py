@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Mapping
+from typing import cast
 
 from aiohttp import web
 
@@ -46,5 +47,5 @@ async def _written(response: web.StreamResponse, piece: bytes) -> bool:
 
 
 def _abort(request: web.Request) -> None:
-    if isinstance(request.transport, asyncio.WriteTransport):
-        request.transport.abort()
+    if request.transport is not None:
+        cast("asyncio.Transport", request.transport).abort()

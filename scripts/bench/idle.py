@@ -27,6 +27,7 @@ SETTLE = 5.0  # seconds after the job: its container is removed, keys are worked
 ATTACH_TIMEOUT = 10.0
 EXAMPLES = 10  # calls that are shown in full
 REQUEST = re.compile(rb"^(?:GET|POST|PUT|DELETE|HEAD) [^ ]+ HTTP/1\.1\r$", re.MULTILINE)
+TALK = ("connect", "read", "recv", "write", "send")  # not the closing of a connection kept idle
 SYSCALL = re.compile(r"^\d+ +(?P<at>\d+\.\d+) (?P<name>\w+)\((?P<rest>.*)")
 
 
@@ -194,8 +195,9 @@ class Counters:
             return "fsync"
         if str(self.database) in call:
             return "store"
-        # A connected client's socket has no path; the worker has no other Unix sockets to talk on.
-        return "engine" if "UNIX-STREAM" in call or "AF_UNIX" in call else "other"
+        # A connected client's socket shows no path; the worker has no others to talk on.
+        unix = "UNIX-STREAM" in call or "AF_UNIX" in call
+        return "engine" if unix and call.startswith(TALK) else "other"
 
 
 def cpu_seconds(pid: int) -> float:
@@ -295,10 +297,8 @@ def report(idle: Counts, busy: Counts, comments: int) -> str:
         if any(asdict(traffic).values()):
             lines.append(f"connection {number}: {traffic}")
     share = 100 * idle.cpu_seconds / idle.seconds
-    lines += [
-        "",
-        f"CPU while idle: {share:.3f} % of a core; comments to the SSE client: {comments}",
-    ]
+    lines += idle.examples
+    lines += ["", f"CPU while idle: {share:.3f} % of a core, {comments} comments to the SSE client"]
     return "\n".join(lines)
 
 

@@ -15,7 +15,7 @@ from aiohttp import web
 
 from ciworker.domain.log import LogFrame, Stream
 from ciworker.engine.docker import DockerEngine
-from ciworker.errors import EngineRefused, EngineUnavailable
+from ciworker.errors import EngineFailed, EngineRefused, EngineUnavailable
 from tests.engine.lab import PATIENCE, Lab
 
 
@@ -203,6 +203,16 @@ async def test_a_mount_is_there_and_read_only(lab: Lab, tmp_path: Path) -> None:
 async def test_impossible_limits_are_refused_for_good(lab: Lab) -> None:
     with pytest.raises(EngineRefused, match="memory"):
         await lab.engine.create(lab.spec(memory=2**20))
+
+
+async def test_a_start_that_the_engine_answers_with_500_has_failed_and_is_not_refused(
+    lab: Lab,
+) -> None:
+    """Docker 20.10 gives some impossible mounts a 500: nothing tells it from a passing trouble."""
+    container = await lab.engine.create(lab.spec(mounts=["/tmp:/proc/x"]))
+
+    with pytest.raises(EngineFailed, match="inside /proc"):
+        await lab.engine.start(container)
 
 
 @pytest.mark.parametrize("address", ["unix:///nonexistent/docker.sock", "tcp://127.0.0.1:1"])

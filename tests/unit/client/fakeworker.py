@@ -18,6 +18,7 @@ from urllib.parse import parse_qsl, urlsplit
 TOKEN = "a-token-of-the-tests"
 ALPHABET = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 PATIENCE = 10.0  # a test that waits longer than this has failed
+BATCH = 500  # lines in one event
 
 Problem = tuple[int, str, dict[str, str]]
 
@@ -348,9 +349,10 @@ class Handler(BaseHTTPRequestHandler):
             until = count if cut is None else min(count, last + cut - sent)
             numbers = [n for n in range(last + 1, until + 1) if n != skip]
             numbers = [n for n in numbers if n not in worker.never_stored]
-            if numbers:
-                records = [worker.record(job_id, number) for number in numbers]
-                self._event("log", records, str(numbers[-1]))
+            for first in range(0, len(numbers), BATCH):
+                batch = numbers[first : first + BATCH]
+                records = [worker.record(job_id, number) for number in batch]
+                self._event("log", records, str(batch[-1]))
             sent += until - last
             last = until
             if cut is not None and sent >= cut:

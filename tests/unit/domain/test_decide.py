@@ -2,7 +2,8 @@
 
 The rows below say what the design's table says, first match wins. They are data on purpose:
 nothing here repeats how `decide` gets to its answer. Where the table is silent the rows carry a
-letter: 12/16/17 name the reason of a loss, 14/15/16 spell out what is known of the start mark.
+letter: 12/16/17 name the reason of a loss, 14/15/16 spell out what is known of the start mark. A
+log that an engine's restart may have cut counts as unreadable: output after a crash is lost.
 """
 
 from collections import defaultdict
@@ -101,6 +102,12 @@ TABLE = (
     Row("16 seen", ("starting",), DOWN, {"mark": ("seen",)}, Verb.ENTER_RUNNING, Bucket.ADOPTED),
     Row("16 unknown", ("starting",), DOWN, {"mark": ("unknown",)},
         Verb.LOOK_FOR_MARK, Bucket.UNCHANGED),
+    Row("16 engine restarted, as 12 killed", ("starting",), DOWN,
+        {"mark": ("absent",), "sent": YES, "engine_restarted": YES, "killed": YES},
+        Verb.FAIL, Bucket.FAILED, Reason.KILLED_OUTSIDE),
+    Row("16 engine restarted, as 12", ("starting",), DOWN,
+        {"mark": ("absent",), "sent": YES, "engine_restarted": YES},
+        Verb.FAIL, Bucket.FAILED, Reason.ENGINE_RESTARTED),
     Row("16 no mark", ("starting",), DOWN, {"mark": ("absent",), "attempts_left": YES},
         Verb.REQUEUE, Bucket.REQUEUED),
     Row("16 no mark, spent", ("starting",), DOWN, {"mark": ("absent",), "attempts_left": NO},

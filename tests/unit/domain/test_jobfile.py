@@ -363,3 +363,35 @@ def test_an_image_that_matches_no_pattern_is_refused_with_the_patterns(image: st
     assert refusal(overrides={"image": image}) == (
         f"image {image!r} is not allowed on this worker; allowed_images: python:*, own/tests"
     )
+
+
+@pytest.mark.parametrize(
+    ("image", "pattern", "allowed"),
+    [
+        ("python:3.12-slim", "python:*", True),
+        ("python:5000/evil", "python:*", False),
+        ("registry.example/team/tests:1", "registry.example/team/*", True),
+        ("registry.example/team/deep/tests:1", "registry.example/team/*", False),
+        ("registry.example/team/deep/tests:1", "*", True),
+    ],
+)
+def test_a_pattern_of_images_is_matched_part_by_part(
+    image: str, pattern: str, allowed: bool
+) -> None:
+    bounds = replace(BOUNDS, allowed_images=(pattern,))
+    if allowed:
+        assert resolve({}, {"image": image}, bounds).image == image
+    else:
+        with pytest.raises(Invalid, match="not allowed"):
+            resolve({}, {"image": image}, bounds)
+
+
+def test_variables_of_an_override_are_added_to_those_of_the_job_file() -> None:
+    files = {".ciworker.toml": b'env = { TZ = "UTC", A = "file" }'}
+    spec = resolve(files, {"env": {"A": "override"}}, BOUNDS)
+    assert spec.env == {"TZ": "UTC", "A": "override"}
+
+
+def test_a_broken_pyproject_beside_a_job_file_is_left_to_the_tests() -> None:
+    files = {".ciworker.toml": b'run = "true"', "pyproject.toml": b"[["}
+    assert resolve(files, {}, BOUNDS).run == "true"

@@ -1,0 +1,300 @@
+"""Who gets in: the Host, the token, the role, on every route of the table."""
+
+import json
+from collections.abc import Mapping
+
+import pytest
+
+from ciworker.web.routes import ROUTES
+from tests.driver import Worker
+from tests.e2e.raw import ask, exchange, problem_detail
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+SETTINGS = {
+    "public_url": "https://CI.example.org",
+    "allowed_hosts": json.dumps(["ci.internal", "other.example:9000"]),
+}
+
+ID = "01ARZ3NDEKTSV4RRFFQ69G5FAV"
+NEEDS = {
+    ("POST", "/api/v1/jobs"): "submit",
+    ("GET", "/api/v1/jobs"): "read",
+    ("GET", "/api/v1/jobs/{id}"): "read",
+    ("GET", "/api/v1/jobs/{id}/log"): "read",
+    ("GET", "/api/v1/jobs/{id}/events"): "read",
+    ("GET", "/api/v1/events"): "read",
+    ("POST", "/api/v1/jobs/{id}/cancel"): "submit",
+    ("POST", "/api/v1/jobs/{id}/retry"): "submit",
+    ("POST", "/api/v1/resync"): "admin",
+    ("GET", "/api/v1/tokens"): "admin",
+    ("POST", "/api/v1/tokens"): "admin",
+    ("DELETE", "/api/v1/tokens/{id}"): "admin",
+    ("GET", "/openapi.json"): "read",
+    ("GET", "/healthz"): None,
+    ("GET", "/readyz"): None,
+}
+ROLES = ("read", "submit", "admin")
+
+
+async def new_token(worker: Worker, role: str) -> dict[str, str]:
+    body = {"name": f"a {role}", "role": role}
+    status, token = await worker.call("POST", "/tokens", json=body)
+    assert status == 201
+    made: dict[str, str] = token
+    return made
+
+
+async def statuses(worker: Worker, headers: Mapping[str, str]) -> dict[tuple[str, str], int]:
+    """What every route of the table answers; bodies of streams are not awaited."""
+    found = {}
+    for method, path in NEEDS:
+        target = path.format(id=ID)
+        async with worker.session.request(method, target, headers=headers) as answer:
+            found[method, path] = answer.status
+            if answer.status in (401, 403):
+                problem_detail(answer.status, answer.content_type, await answer.read())
+            if answer.status == 401:
+                assert answer.headers["WWW-Authenticate"] == "Bearer"
+    return found
+
+
+async def test_the_table_of_this_test_is_the_route_table() -> None:
+    assert {(route.method, route.path) for route in ROUTES} == set(NEEDS)
+
+
+@pytest.mark.parametrize(
+    "authorization",
+    [
+        None,
+        "Bearer",
+        "Bearer ",
+        "Bearer nonsense",
+        "Bearer ciw_{id}_",
+        "Bearer ciw_{id}_wrong",
+        "Bearer ciw__{secret}",
+        "Bearer {id}_{secret}",
+        "Bearer {token}x",
+        "Basic {token}",
+        "{token}",
+    ],
+)
+async def test_nothing_but_health_opens_without_a_valid_token(
+    shared: Worker, authorization: str | None
+) -> None:
+    _, token_id, secret = shared.token.split("_", 2)
+    known = {"id": token_id, "secret": secret, "token": shared.token}
+    headers = {"Authorization": authorization.format(**known)} if authorization else {}
+    found = await statuses(shared, headers)
+    assert found == {route: 401 if role else 200 for route, role in NEEDS.items()}
+
+
+async def test_a_revoked_token_opens_nothing(shared: Worker) -> None:
+    token = await new_token(shared, "admin")
+    headers = {"Authorization": f"Bearer {token['token']}"}
+    assert (await statuses(shared, headers))["GET", "/api/v1/tokens"] == 200
+    status, _ = await shared.call("DELETE", f"/tokens/{token['id']}")
+    assert status == 204
+    found = await statuses(shared, headers)
+    assert found == {route: 401 if role else 200 for route, role in NEEDS.items()}
+    assert (await shared.call("DELETE", f"/tokens/{token['id']}"))[0] == 404
+
+
+@pytest.mark.parametrize("role", ROLES)
+async def test_a_role_opens_what_it_needs_to_and_nothing_above(shared: Worker, role: str) -> None:
+    token = await new_token(shared, role)
+    found = await statuses(shared, {"Authorization": f"Bearer {token['token']}"})
+    allowed = (None, *ROLES[: ROLES.index(role) + 1])
+    for route, needed in NEEDS.items():
+        assert (found[route] not in (401, 403)) == (needed in allowed), (route, found[route])
+        assert found[route] in (403, 200, 201, 202, 204, 404, 415), (route, found[route])
+
+
+async def test_the_scheme_is_read_in_any_case_and_a_token_in_the_address_is_none(
+    shared: Worker,
+) -> None:
+    async with shared.session.get(
+        "/api/v1/jobs", headers={"Authorization": f"bEARER {shared.token}"}
+    ) as answer:
+        assert answer.status == 200
+    async with shared.session.get("/api/v1/jobs", params={"token": shared.token}) as answer:
+        assert answer.status == 401
+
+
+@pytest.mark.parametrize(
+    "junk", [b"\xff\xfe", "ciw_é_é".encode(), b"ciw_\xff_\xff", b"\x80" * 3000]
+)
+async def test_a_token_that_is_no_text_is_a_wrong_token(shared: Worker, junk: bytes) -> None:
+    answer = await ask(shared, "GET", "/api/v1/jobs", {"Authorization": b"Bearer " + junk})
+    assert (answer.status, "wrong or revoked" in answer.problem) == (401, True)
+
+
+async def test_a_listed_token_shows_neither_secret_nor_hash(shared: Worker) -> None:
+    token = await new_token(shared, "read")
+    status, listed = await shared.call("GET", "/tokens")
+    assert status == 200
+    assert {"id", "name", "role", "created_at", "revoked_at"} == set(listed["items"][-1])
+    assert token["id"] in [item["id"] for item in listed["items"]]
+    assert token["token"].split("_", 2)[2] not in json.dumps(listed)
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        (b"{}", 422),
+        (b"[]", 422),
+        (b"", 422),
+        (b"\xff", 422),
+        (b'{"name": "", "role": "read"}', 422),
+        (b'{"name": "x", "role": "root"}', 422),
+        (b'{"name": "x", "role": "read", "id": "1"}', 422),
+        (b'{"name": "a\\u0000", "role": "read"}', 422),
+        (b'{"name": "' + b"x" * 100_000 + b'", "role": "read"}', 413),
+    ],
+)
+async def test_a_token_request_that_is_wrong_is_refused(
+    shared: Worker, body: bytes, status: int
+) -> None:
+    _, before = await shared.call("GET", "/tokens")
+    headers = shared.headers | {"Content-Type": "application/json"}
+    answer = await ask(shared, "POST", "/api/v1/tokens", headers, body)
+    assert (answer.status, bool(answer.problem)) == (status, True)
+    assert (await shared.call("GET", "/tokens"))[1] == before
+
+
+async def test_json_that_calls_itself_text_is_refused(shared: Worker) -> None:
+    headers = shared.headers | {"Content-Type": "text/plain"}
+    body = b'{"name": "x", "role": "read"}'
+    answer = await ask(shared, "POST", "/api/v1/tokens", headers, body)
+    assert (answer.status, "application/json" in answer.problem) == (415, True)
+
+
+# the Host
+
+EVERYWHERE = [*NEEDS, ("GET", "/"), ("GET", "/no/such/thing"), ("PUT", "/healthz")]
+
+
+def foreign(port: int) -> list[str]:
+    return [
+        "evil.example",
+        f"evil.example:{port}",
+        "127.0.0.1",
+        "localhost",
+        "[::1]",
+        f"127.0.0.1:{port + 1}",
+        f"127.0.0.1:{port}.evil.example",
+        f"127.0.0.1.evil.example:{port}",
+        f"ci.example.org.evil.example:{port}",
+        f"ci.example.org@evil.example:{port}",
+        "ci.example.org:9000",
+        "other.example",
+        f"other.example:{port}",
+        f"::1:{port}",
+        "",
+        "*",
+    ]
+
+
+async def test_a_foreign_host_opens_nothing_on_any_route(shared: Worker) -> None:
+    hosts = foreign(shared.port)
+    for method, path in EVERYWHERE:
+        headers = shared.headers | {
+            "Host": hosts[0],
+            "X-Forwarded-Host": f"localhost:{shared.port}",
+        }
+        answer = await ask(shared, method, path.format(id=ID), headers)
+        assert answer.status == 403, (method, path)
+        assert "Host" in answer.problem
+    for host in hosts:
+        answer = await ask(shared, "GET", "/healthz", {"Host": host})
+        assert answer.status == 403, host
+        assert "allowed_hosts" in answer.problem
+
+
+async def test_no_host_at_all_opens_nothing(shared: Worker) -> None:
+    answer = await exchange(shared, b"GET /healthz HTTP/1.0\r\n\r\n")
+    assert (answer.status, "Host" in answer.problem) == (403, True)
+
+
+async def test_two_hosts_open_nothing(shared: Worker) -> None:
+    own = f"Host: localhost:{shared.port}\r\n"
+    for pair in (own + "Host: evil.example\r\n", "Host: evil.example\r\n" + own):
+        request = f"GET /healthz HTTP/1.1\r\n{pair}Connection: close\r\n\r\n"
+        assert (await exchange(shared, request.encode())).status in (400, 403)
+
+
+async def test_our_own_names_are_let_in(shared: Worker) -> None:
+    port = shared.port
+    local = [f"127.0.0.1:{port}", f"localhost:{port}", f"[::1]:{port}", f"LocalHost:{port}"]
+    named = ["ci.example.org", f"ci.example.org:{port}", "ci.internal", f"ci.internal:{port}"]
+    for host in (*local, *named, "CI.INTERNAL", "other.example:9000"):
+        answer = await ask(shared, "GET", "/healthz", {"Host": host})
+        assert (answer.status, json.loads(answer.body)) == (200, {"status": "ok"}), host
+
+
+# where there is nothing
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "/api/v1/jobs/nope",
+        "/api/v1/jobs/%2e%2e%2f%2e%2e%2fetc%2fpasswd",
+        "/api/v1/jobs/%00",
+        "/api/v1/jobs/%ff%fe",
+        "/api/v1/jobs/%ed%a0%80",
+        "/api/v1/jobs/%E2%80%AE",
+        "/api/v1/jobs/" + "A" * 5000,
+        "/api/v1/jobs/01ARZ3NDEKTSV4RRFFQ69G5FAV/log/",
+        "/api/v1/jobs/",
+        "//api/v1/jobs",
+        "/api/v1/../v1/nope",
+        "/%2e%2e/etc/passwd",
+        "/static/../../etc/passwd",
+        "/",
+        "/login",
+        "/metrics",
+        "/?x=%zz",
+        "/favicon.ico",
+    ],
+)
+async def test_where_there_is_nothing_is_a_problem_404(shared: Worker, target: str) -> None:
+    answer = await ask(shared, "GET", target, shared.headers)
+    assert (answer.status, bool(answer.problem)) == (404, True)
+
+
+async def test_a_token_id_that_is_no_text_is_unknown(shared: Worker) -> None:
+    for target in ("/api/v1/tokens/%ff", "/api/v1/tokens/%00", "/api/v1/tokens/%ed%a0%80"):
+        answer = await ask(shared, "DELETE", target, shared.headers)
+        assert (answer.status, "no token" in answer.problem) == (404, True)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "allowed"),
+    [
+        ("DELETE", "/api/v1/jobs", "GET, POST"),
+        ("PUT", "/api/v1/jobs/x", "GET"),
+        ("GET", "/api/v1/resync", "POST"),
+        ("POST", "/healthz", "GET"),
+        ("OPTIONS", "/api/v1/jobs", "GET, POST"),
+        ("PATCH", "/openapi.json", "GET"),
+    ],
+)
+async def test_a_wrong_method_is_told_the_right_ones(
+    shared: Worker, method: str, path: str, allowed: str
+) -> None:
+    answer = await ask(shared, method, path, shared.headers)
+    assert (answer.status, answer.headers["allow"]) == (405, allowed)
+    assert allowed in answer.problem
+
+
+@pytest.mark.parametrize(
+    "request_bytes",
+    [b"\x16\x03\x01\x02\x00\x01\r\n\r\n", b"GET /\r\n\r\n", b"FROB /healthz HTTP/1.1\r\n\r\n",
+     b"GET /healthz HTTP/1.1\r\nX: " + b"x" * 20_000 + b"\r\n\r\n"],
+)  # fmt: skip
+async def test_what_is_no_http_is_refused_and_the_worker_answers_on(
+    shared: Worker, request_bytes: bytes
+) -> None:
+    assert (await exchange(shared, request_bytes)).status == 400
+    assert (await ask(shared, "GET", "/healthz")).status == 200

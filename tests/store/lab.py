@@ -1,0 +1,98 @@
+"""What the store's tests make: jobs, chunks, and other processes at the same file."""
+
+import asyncio
+import contextlib
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from ulid import ULID
+
+from ciworker.domain.job import Job, Spec, Status
+from ciworker.domain.log import Chunk, Cursor, Position, Run, Stream
+from ciworker.store.logs import Batch
+
+NOW = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
+SECOND = timedelta(seconds=1)
+
+
+def new_job(number: int = 0, *, memory: int = 2**30, project: str = "tea", **fields: Any) -> Job:
+    """A queued job; those with a higher number are younger."""
+    spec = Spec("python:3.12-slim", "pytest", 900.0, memory, 2.0, False, project, {"TZ": "UTC"})
+    wanted: dict[str, Any] = {
+        "id": job_id(number),
+        "status": Status.QUEUED,
+        "spec": spec,
+        "created_at": NOW,
+        "mark_token": "token",
+        "source": {},
+    }
+    return Job(**(wanted | fields))
+
+
+def job_id(number: int) -> str:
+    return str(ULID.from_int((1 << 90) + number))
+
+
+def chunk(first: int, *texts: str, at: int = 1000) -> Chunk:
+    data = "".join(f"{text}\n" for text in texts).encode()
+    return Chunk(first, data, (Run(Stream.STDOUT, at, len(texts), len(data), True),))
+
+
+def batch(job: str, stored: Chunk, total_bytes: int = 0) -> Batch:
+    cursor = Cursor(Position(stored.last, 0), Position(0, 7))
+    return Batch(job, 1, stored, total_bytes or stored.last, cursor)
+
+
+class Other:
+    """Another process that has the database open; it does what it is told, one line at a time."""
+
+    def __init__(self, path: Path) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", _OTHER, str(path)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    async def does(self, statement: str) -> str:
+        """Execute it there; what it gives, as text."""
+        return await asyncio.to_thread(self._do, statement)
+
+    def _do(self, statement: str) -> str:
+        assert self._process.stdin
+        assert self._process.stdout
+        self._process.stdin.write(statement + "\n")
+        self._process.stdin.flush()
+        return self._process.stdout.readline().strip()
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+
+_OTHER = """
+import sqlite3, sys
+connection = sqlite3.connect(sys.argv[1], isolation_level=None, timeout=30)
+for line in sys.stdin:
+    print(connection.execute(line).fetchall(), flush=True)
+"""
+
+
+@contextlib.contextmanager
+def other_process(path: Path) -> Iterator[Other]:
+    other = Other(path)
+    try:
+        yield other
+    finally:
+        other.kill()
+
+
+def rows(path: Path, statement: str) -> list[Any]:
+    """What the file holds, read past all of our code."""
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        return connection.execute(statement).fetchall()
