@@ -38,7 +38,7 @@ def verdict(job: Job, now: datetime) -> str:
     if seconds is not None:
         facts.append(duration(seconds))
     bracket = f" ({', '.join(facts)})" if facts else ""
-    message = f": {clean(job.message)}" if job.message else ""
+    message = f": {clean(job.message)}" if job.message and job.message != job.reason else ""
     return f"{clean(job.id)} {outcome(job)}{bracket}{message}"
 
 

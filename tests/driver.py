@@ -12,7 +12,7 @@ import socket
 import sys
 import tarfile
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,6 +73,10 @@ class Worker:
             **settings,
         }
         self._session: aiohttp.ClientSession | None = None
+
+    @property
+    def settings(self) -> Mapping[str, str]:
+        return self._settings
 
     @property
     def environment(self) -> dict[str, str]:
@@ -154,7 +158,7 @@ class Worker:
     @property
     def session(self) -> aiohttp.ClientSession:
         if self._session is None:
-            self._session = aiohttp.ClientSession(self.url)
+            self._session = aiohttp.ClientSession(self.url, read_bufsize=2**21)  # long lines
         return self._session
 
     @property
@@ -174,7 +178,12 @@ class Worker:
         """Submit an archive as it is."""
         form = aiohttp.FormData()
         form.add_field("spec", json.dumps(spec or {}), content_type="application/json")
-        form.add_field("archive", archive, filename="a", content_type="application/octet-stream")
+        form.add_field(
+            "archive",
+            io.BytesIO(archive),
+            filename="a",
+            content_type="application/octet-stream",
+        )
         return await self.call("POST", "/jobs", data=form)
 
     async def submit(
@@ -252,9 +261,10 @@ class Worker:
                 await asyncio.sleep(0.05)
 
 
-async def frames(content: aiohttp.StreamReader) -> AsyncIterator[Frame]:
+async def frames(content: AsyncIterable[bytes]) -> AsyncIterator[Frame]:
     """Parse server-sent events as they arrive; comments are left out."""
-    event, event_id, data = "message", None, []
+    event, event_id = "message", None
+    data: list[str] = []
     async for raw in content:
         line = raw.decode().rstrip("\n")
         name, _, value = line.partition(":")

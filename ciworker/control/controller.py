@@ -54,6 +54,7 @@ class Controller:
 
     def on_event(self, event: Event) -> None:
         """An engine's event: note what no inspect tells later, and queue the key."""
+        self._last_heard.pop(event.job, None)  # the newest stands last
         self._last_heard[event.job] = self._clock.monotonic()
         if len(self._last_heard) > REMEMBERED:
             del self._last_heard[next(iter(self._last_heard))]
@@ -146,6 +147,8 @@ class Controller:
         look.action = action
         if action.verb is Verb.NOTHING:
             outcomes.append(look.outcome())
+            if look.job.status is Status.QUEUED and look.container is None:
+                self._queue.add(DISPATCH)  # a leftover was in its way
             return False
         again = await self._steps.perform(look)
         outcomes.append(look.outcome())
@@ -164,10 +167,9 @@ class Controller:
 
     async def _note_events(self, job: Job, life: Life) -> Job:
         """A `kill` or `oom` is in the history before anything is decided from it."""
-        kills, oom = tuple(life.kills), life.oom and not job.oom
-        life.kills.clear()
         if job.status.terminal or job.stop is not None or life.ours:
-            kills = ()  # told of signals that we sent
+            life.kills.clear()  # told of signals that we sent
+        kills, oom = tuple(life.kills), life.oom and not job.oom
         if not kills and not oom:
             return job
         told = [f"the engine told of signal {signum} from outside" for signum in kills]
@@ -179,6 +181,7 @@ class Controller:
             kills=[*job.kills, *kills],
             oom=job.oom or oom,
         )
+        del life.kills[: len(kills)]  # not before: the store may have been unavailable
         return noted or job
 
     def _set_timer(self, look: Look) -> None:
@@ -187,7 +190,8 @@ class Controller:
         if due is None:
             self._queue.forget_timer(key)
         else:
-            self._queue.add_after(key, max(0.0, due - self._clock.monotonic()))
+            left = due - self._clock.monotonic()
+            self._queue.add_after(key, left if left > 0 else RETRY_FIRST)  # past: never a hot loop
 
     # starting
 

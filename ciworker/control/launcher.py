@@ -1,5 +1,6 @@
 """Starts containers: what is wanted of one, and the sending of its archive."""
 
+import asyncio
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,7 +15,7 @@ from ciworker.domain.container import (
 from ciworker.domain.job import Job
 from ciworker.domain.mark import start_mark
 from ciworker.engine.port import Attachment, ContainerSpec, Image
-from ciworker.errors import EngineUnavailable
+from ciworker.errors import EngineUnavailable, StoreUnavailable
 from ciworker.settings import Settings
 from ciworker.source.archive import SpoolCorrupt
 from ciworker.source.shim import CONTAINER_COMMAND, RUN_MEMBER, run_script
@@ -24,6 +25,7 @@ from ciworker.telemetry import logger
 
 ENGINE_LOG_FACTOR = 8
 ENGINE_LOG_EXTRA = 64 * 2**20
+STORE_RETRY = 0.2
 
 
 def engine_log_size(settings: Settings) -> int:
@@ -73,10 +75,20 @@ class Sender:
             await attachment.write(b"%d\n" % (job.tar_length + len(last)))
             for piece in _counted(spool, job.tar_length):
                 await attachment.write(piece)
-            await self._jobs.note_quietly(job.id, sent_at=self._clock.now(), container_id=container)
+            await self._note_sent(job, container)
             await attachment.write(last)
         except EngineUnavailable as error:
             logger().info("sending broke off", error=str(error))
+
+    async def _note_sent(self, job: Job, container: str) -> None:
+        """Tried for as long as the store is unavailable: `transfer_timeout` bounds all of it."""
+        while True:
+            now = self._clock.now()
+            try:
+                return await self._jobs.note_quietly(job.id, sent_at=now, container_id=container)
+            except StoreUnavailable as error:
+                logger().warning("the last member waits for the store", error=str(error))
+                await asyncio.sleep(STORE_RETRY)
 
     def _last_member(self, job: Job) -> bytes:
         script = run_script(

@@ -4,8 +4,8 @@ Live it reads the attached stream, which is cheap and complete. A reader of atta
 blocks the container's control, so between it and the store stands a bounded buffer; when that is
 full the connection is dropped and the pump goes on from the engine's own log, as it does for an
 adopted container or after a broken connection. A log is complete only when the attached stream
-ended by itself and the container is down, or when the engine's log was read to its end without
-`follow` after that (engine-facts, rules 8-12).
+ended by itself after the container went down, or when the engine's log was read to its end without
+`follow` after that (engine-facts, rules 7-12).
 """
 
 import asyncio
@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from ciworker.domain.container import Container
 from ciworker.domain.job import Job, Mark, Status
 from ciworker.domain.log import (
     Chunk,
@@ -118,7 +119,7 @@ class LogPump:
         self._stored_cursor = cursor
         self._next_line = end.last + 1
         self._total_bytes = end.total_bytes
-        self._engine_lines = 0
+        self._engine_lines = cursor.stdout.lines + cursor.stderr.lines
 
         self._pending: deque[_Item] = deque()
         self._tail: deque[_Item] = deque()
@@ -132,6 +133,7 @@ class LogPump:
         self._completed = asyncio.Event()
 
         self._is_down = False
+        self._finished = 0.0  # when the container went down, by the engine's clock
         self._told = asyncio.Event()
         self._source_ended: float | None = None
         self._patience = asyncio.timeout(None)
@@ -143,10 +145,12 @@ class LogPump:
             attachment: opened before the container was started; None to read the engine's log.
         """
         if attachment is not None and await self._read_attached(attachment):
+            ended = time.time()
             await self._wait_to_be_told()
-            if self._is_down:
+            if self._is_down and self._finished <= ended:
                 self._finish()
                 return
+            # else a connection that was cut, or an engine that stopped, ended it: a clean end too
         while not self._ended:
             await self._read_engine_log()
 
@@ -156,11 +160,15 @@ class LogPump:
         if ended is not None and time.monotonic() - ended >= END_OF_STREAM_WAIT:
             self._told.set()
 
-    def container_down(self) -> None:
+    def container_down(self, container: Container | None) -> None:
         """The controller looked: the container is down, or gone."""
         if self._is_down:
             return
         self._is_down = True
+        if container is not None and container.finished_at is not None:
+            self._finished = container.finished_at.timestamp()
+        else:
+            self._finished = time.time() - END_OF_STREAM_WAIT
         self._told.set()
         if self._patience.when() is None and self._source_ended is None:
             self._set_patience(END_OF_STREAM_WAIT)

@@ -11,13 +11,18 @@ from ciworker.store.jobs import Expect
 
 _NOTHING = Action(Verb.NOTHING)
 
+# What a user, the clock or the log asks for: no event could have told of it.
+_NO_EVENTS_BUSINESS = frozenset(
+    {Verb.LAUNCH, Verb.START, Verb.ENTER_RUNNING, Verb.STOP, Verb.CANCEL}
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """What one step of a look did.
 
     since: when the container came into the state that was found, by the engine's clock; None if
-    it is absent. heard: an event had told of it.
+    it is absent. heard: an event had told of it, or none ever would.
     """
 
     bucket: Bucket
@@ -46,8 +51,13 @@ class Look:
         assert self.container is not None
         return self.container
 
+    @property
+    def _is_no_events_business(self) -> bool:
+        overdue = self.action.verb is Verb.KILL and not self.job.status.terminal
+        return overdue or self.action.verb in _NO_EVENTS_BUSINESS
+
     def outcome(self) -> Outcome:
         name = self.container.name if self.container else self.job.container_name
         since = self.container.changed_at if self.container else None
-        heard = bool(self.life.heard & {"die", "destroy"})
+        heard = bool(self.life.heard & {"die", "destroy"}) or self._is_no_events_business
         return Outcome(self.action.bucket, name, self.job.id, since, heard)

@@ -32,6 +32,8 @@ class Pulls:
             image = await self._engine.image(name)
             if image is not None:
                 return image
+        if answered:
+            raise ImageMissing(f"the engine pulled {name!r} and yet has no image of that name")
         if self._policy == "never":
             raise ImageMissing(f"the engine has no image {name!r}, and `pull` is set to never")
         self._wait(job_id, name, again)

@@ -15,13 +15,11 @@ from ciworker.control.keys import DISPATCH, Key, job_key, stray_key
 from ciworker.control.look import Outcome
 from ciworker.control.steps import Parts
 from ciworker.domain.decide import Bucket
-from ciworker.errors import EngineUnavailable, TryAgain
+from ciworker.errors import CiworkerError, EngineUnavailable
 from ciworker.telemetry import logger
 
 UNDER_WAY = 2.0  # seconds an event may take
 MOST_WAIT = 60.0
-
-_NOT_REPAIRS = frozenset({Bucket.UNCHANGED, Bucket.CREATED})
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +61,7 @@ class Resync:
             if self._running is not None:
                 await asyncio.wait([self._running])
             await self.run()
-        except TryAgain as error:
+        except CiworkerError as error:
             logger().warning("resync failed", error=str(error))
 
     async def run_periodically(self) -> None:
@@ -72,20 +70,21 @@ class Resync:
             await asyncio.sleep(self._interval)
             try:
                 await self.run()
-            except TryAgain as error:
+            except CiworkerError as error:
                 logger().warning("resync failed", error=str(error))
 
     async def _run(self, result: "asyncio.Future[Report]") -> None:
         try:
             report = await self._resync()
-        except TryAgain as error:
+        except CiworkerError as error:
             result.set_exception(error)
-            result.exception()  # whoever waits gets it; without anyone it is not worth a warning
         else:
             result.set_result(report)
         finally:
             self._running = None
-            result.cancel()
+            if not result.done():  # a cancelled future would cancel whoever waits for it
+                result.set_exception(EngineUnavailable("the resync broke off: see the log"))
+            result.exception()  # whoever waits gets it; without anyone it is not worth a warning
 
     async def _resync(self) -> Report:
         began, began_at = self._clock.monotonic(), self._clock.now()
@@ -113,7 +112,7 @@ class Resync:
         return [*map(job_key, jobs), *map(stray_key, strays), DISPATCH]
 
     async def _is_repair(self, outcome: Outcome, began: float, began_at: datetime) -> bool:
-        if outcome.bucket in _NOT_REPAIRS or outcome.heard:
+        if outcome.heard:
             return False
         if outcome.since is not None:
             return began_at - outcome.since > timedelta(seconds=UNDER_WAY)

@@ -14,7 +14,7 @@ from ciworker.control.clock import Clock
 from ciworker.control.keys import DISPATCH, Key, job_key
 from ciworker.control.launcher import Sender, container_spec, engine_log_size
 from ciworker.control.life import Life
-from ciworker.control.logpump import LogLimits, LogPump
+from ciworker.control.logpump import END_OF_STREAM_WAIT, LogLimits, LogPump
 from ciworker.control.look import Look, Outcome
 from ciworker.control.pulls import Pulls
 from ciworker.control.supervisor import Supervisor
@@ -39,7 +39,7 @@ from ciworker.store.logs import LogReader, LogWriter
 from ciworker.telemetry import logger
 
 REQUEUE_FIRST = 0.2
-SETTLE = 0.25  # seconds a look waits for the rest of a log before it lets others go on
+SETTLE = END_OF_STREAM_WAIT + 0.25  # a look waits so long for a log's rest, then lets others go on
 CLOSE_WAIT = 5.0
 
 Queue = WorkQueue[Key, list[Outcome]]
@@ -128,8 +128,9 @@ class Steps:
         job, life = look.job, look.life
         await self._end_tasks(life)
         try:
+            pump = await self._new_pump(job, container)
             attachment = await self._engine.attach(container)
-            await self._pump(job, life, container, attachment)
+            self._run_pump(job, life, pump, attachment)
             await self._engine.start(container)
         except EngineFailed as error:
             return await self._start_failed(look, error)
@@ -159,10 +160,17 @@ class Steps:
         )
         raise error
 
-    async def _pump(
-        self, job: Job, life: Life, container: str, attachment: Attachment | None
-    ) -> LogPump:
-        pump = LogPump(
+    async def _pump(self, look: Look) -> LogPump:
+        """The pump at work, else a new one on the engine's log."""
+        life = look.life
+        if life.pump is None:
+            pump = await self._new_pump(look.job, look.found.id)
+            self._run_pump(look.job, life, pump, None)
+            return pump
+        return life.pump
+
+    async def _new_pump(self, job: Job, container: str) -> LogPump:
+        return LogPump(
             job,
             container,
             engine=self._engine,
@@ -172,11 +180,12 @@ class Steps:
             limits=self._log_limits,
             on_progress=self._again(job),
         )
+
+    def _run_pump(self, job: Job, life: Life, pump: LogPump, attachment: Attachment | None) -> None:
         life.pump = pump
         life.pump_task = self._supervisor.spawn(
             pump.run(attachment), name=f"pump {job.id}", on_error=lambda: self._replace(job, life)
         )
-        return pump
 
     def _replace(self, job: Job, life: Life) -> None:
         """A pump failed: another one goes on from what is stored."""
@@ -184,7 +193,7 @@ class Steps:
         self._queue.add_after(job_key(job.id), 1.0)
 
     async def _watch(self, look: Look) -> bool:
-        pump = look.life.pump or await self._pump(look.job, look.life, look.found.id, None)
+        pump = await self._pump(look)
         pump.container_up()
         return False
 
@@ -229,8 +238,8 @@ class Steps:
 
     async def _read_rest(self, look: Look) -> bool:
         """The container is down: wait a little for the rest of its log, else come back."""
-        pump = look.life.pump or await self._pump(look.job, look.life, look.found.id, None)
-        pump.container_down()
+        pump = await self._pump(look)
+        pump.container_down(look.container)
         return await pump.completed(SETTLE)
 
     async def _stop(self, look: Look) -> bool:
@@ -261,8 +270,11 @@ class Steps:
         return await self._watch(look)
 
     async def _kill(self, look: Look) -> bool:
-        look.life.ours = True
+        life = look.life
+        life.ours = True
         await self._engine.signal(look.found.id, signal.SIGKILL)
+        if life.transfer_deadline is not None:  # no container is killed twice within the grace
+            life.transfer_deadline = self._clock.monotonic() + self._settings.stop_grace
         return False
 
     async def _record_verdict(self, look: Look) -> bool:
@@ -299,7 +311,7 @@ class Steps:
             message=message,
             exit_code=exit_code,
             log_complete=True,
-            log_incomplete=pump.incomplete if pump else look.job.log_incomplete,
+            log_incomplete=pump.incomplete if pump else _began_unread(look.job),
         )
         if moved is not None:
             logger().info("job ended", job=look.job.id, reason=reason, message=message)
@@ -311,7 +323,7 @@ class Steps:
         """What was read is stored and shown, and nothing more is read."""
         life = look.life
         if life.pump is not None and not life.pump.complete:
-            life.pump.container_down()
+            life.pump.container_down(look.container)
             if look.job.status is Status.STARTING or not await life.pump.completed(CLOSE_WAIT):
                 await _cancelled(life.pump_task)
                 life.pump.give_up()
@@ -331,6 +343,11 @@ class Steps:
 
     def _again(self, job: Job) -> Callable[[], None]:
         return lambda: self._queue.add(job_key(job.id))
+
+
+def _began_unread(job: Job) -> bool:
+    """Its container is gone, and whether all of its log was read nobody knows."""
+    return job.status.active and job.sent_at is not None
 
 
 def _refused(job: Job, error: CiworkerError) -> str:

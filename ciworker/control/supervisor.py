@@ -16,6 +16,7 @@ class Supervisor:
     def __init__(self, tasks: asyncio.TaskGroup) -> None:
         self._tasks = tasks
         self._running: set[asyncio.Task[None]] = set()
+        self._closed = False
 
     def spawn(
         self,
@@ -28,10 +29,14 @@ class Supervisor:
         task = self._tasks.create_task(self._guarded(work, name, on_error), name=name)
         self._running.add(task)
         task.add_done_callback(self._running.discard)
+        task.add_done_callback(lambda _: work.close())  # it never ran if cancelled at once
+        if self._closed:
+            task.cancel()
         return task
 
     async def cancel_all(self) -> None:
-        """End the tasks of all jobs; their containers go on."""
+        """End the tasks of all jobs, and whatever is spawned from now on; containers go on."""
+        self._closed = True
         running = set(self._running)
         for task in running:
             task.cancel()

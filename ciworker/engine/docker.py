@@ -233,11 +233,24 @@ class DockerEngine:
         except TimeoutError as error:
             raise EngineUnavailable("the Docker engine did not answer in time") from error
         except aiodocker.DockerError as error:
-            raise _translate(error) from error
+            raise self._translate(error) from error
         except _BROKEN as error:
             raise EngineUnavailable(
                 f"the Docker engine at {self.host} does not answer: {error}"
             ) from error
+
+    def _translate(self, error: aiodocker.DockerError) -> Exception:
+        message = error.message.strip() or f"the engine answered {error.status}"
+        if error.status >= 900:  # aiodocker's own number for 'no connection'
+            return EngineUnavailable(
+                f"the Docker engine at {self.host} cannot be reached: start it, then see "
+                "`ciworker doctor`"
+            )
+        if error.status >= 500:
+            return EngineFailed(message)
+        if error.status == 404:
+            return ContainerMissing(message)
+        return _Conflict(message) if error.status == 409 else EngineRefused(message)
 
 
 class DockerAttachment:
@@ -285,17 +298,6 @@ def _client(host: str) -> aiodocker.Docker:
             url=re.sub("^tcp://", "http://", host), connector=aiohttp.TCPConnector(limit=0)
         )
     raise EngineRefused(f"docker_host {host!r} is not supported: use unix:// or tcp://")
-
-
-def _translate(error: aiodocker.DockerError) -> Exception:
-    message = error.message.strip() or f"the engine answered {error.status}"
-    if error.status >= 900:  # aiodocker's own number for 'no connection'
-        return EngineUnavailable(message)
-    if error.status >= 500:
-        return EngineFailed(message)
-    if error.status == 404:
-        return ContainerMissing(message)
-    return _Conflict(message) if error.status == 409 else EngineRefused(message)
 
 
 def _raise_pull_error(line: Mapping[str, Any]) -> None:

@@ -15,7 +15,7 @@ from ciworker.domain.log import Chunk
 RING_BYTES = 2**20
 CHUNK_COST = 200  # bytes that a chunk takes beside its data, and that each of its runs takes
 RUN_COST = 150
-CHUNKS_PER_READ = 16
+CHUNKS_PER_READ = 256  # the store bounds their bytes
 
 
 class StoredLines(Protocol):

@@ -82,13 +82,15 @@ class Jobs:
 
     async def submitted(self, submitter: str, key: str, now: datetime) -> Job | None:
         """The job made with this Idempotency-Key within the last 24 hours."""
-        async with self._database.reading() as session:
+
+        async def work(session: AsyncSession) -> Job | None:
             found = await _submitted(session, submitter, key, now)
             return await _read(session, found) if found else None
 
+        return await self._database.read(work)
+
     async def get(self, job_id: str) -> Job | None:
-        async with self._database.reading() as session:
-            return await _find(session, job_id)
+        return await self._database.read(lambda session: _find(session, job_id))
 
     async def page(
         self,
@@ -106,8 +108,7 @@ class Jobs:
             query = query.where(col(JobRow.status) == status.value)
         if project is not None:
             query = query.where(col(JobRow.project) == project)
-        async with self._database.reading() as session:
-            return [_job(row, lines) for row, lines in (await session.exec(query)).all()]
+        return [_job(row, lines) for row, lines in await self._database.rows(query)]
 
     async def history(self, job_id: str) -> list[HistoryEntry]:
         """Oldest first."""
@@ -116,8 +117,7 @@ class Jobs:
             .where(col(JobEventRow.job_id) == job_id)
             .order_by(col(JobEventRow.id))
         )
-        async with self._database.reading() as session:
-            return [_entry(row) for row in (await session.exec(query)).all()]
+        return [_entry(row) for row in await self._database.rows(query)]
 
     async def changes(self, after: int, limit: int) -> list[HistoryEntry]:
         """Changes of all jobs after the one numbered `after`, oldest first."""
@@ -127,13 +127,11 @@ class Jobs:
             .order_by(col(JobEventRow.id))
             .limit(limit)
         )
-        async with self._database.reading() as session:
-            return [_entry(row) for row in (await session.exec(query)).all()]
+        return [_entry(row) for row in await self._database.rows(query)]
 
     async def last_change(self) -> int:
         """The number of the newest change; 0 when there is none."""
-        async with self._database.reading() as session:
-            return (await session.exec(select(func.max(JobEventRow.id)))).one() or 0
+        return await self._database.first(select(func.max(JobEventRow.id))) or 0
 
     async def queue_head(self, now: datetime) -> Job | None:
         """Highest priority, then oldest, of those whose backoff is over."""
@@ -144,33 +142,28 @@ class Jobs:
                 or_(col(JobRow.not_before).is_(None), col(JobRow.not_before) <= now),
             )
             .order_by(col(JobRow.priority).desc(), col(JobRow.id))
-            .limit(1)
         )
-        async with self._database.reading() as session:
-            found = (await session.exec(query)).first()
-            return _job(*found) if found else None
+        found = await self._database.first(query)
+        return _job(*found) if found else None
 
     async def next_backoff(self) -> datetime | None:
         """When the first of the queued jobs that wait out a backoff may be tried again."""
         query = select(func.min(JobRow.not_before)).where(
             _QUEUED, col(JobRow.not_before).is_not(None)
         )
-        async with self._database.reading() as session:
-            return (await session.exec(query)).one()
+        return await self._database.first(query)
 
     async def active(self) -> Mapping[str, int]:
         """Ids of the jobs that hold a slot, with the memory each may use."""
         query = select(JobRow.id, JobRow.memory).where(
             col(JobRow.status).in_([status.value for status in ACTIVE])
         )
-        async with self._database.reading() as session:
-            return dict((await session.exec(query)).all())
+        return dict(await self._database.rows(query))
 
     async def cancelled_while_queued(self) -> list[str]:
         """Queued jobs whose cancel was asked for and is not yet recorded."""
         query = select(JobRow.id).where(_QUEUED, col(JobRow.cancel_by).is_not(None))
-        async with self._database.reading() as session:
-            return list((await session.exec(query)).all())
+        return list(await self._database.rows(query))
 
     async def attempts(self, job_ids: Collection[str]) -> Mapping[str, int]:
         """The attempt of each of these jobs that exists."""
@@ -179,16 +172,14 @@ class Jobs:
         query = select(JobRow.id, JobRow.attempt).where(
             col(JobRow.id).in_(sql_select(wanted.c.value))
         )
-        async with self._database.reading() as session:
-            return dict((await session.exec(query)).all())
+        return dict(await self._database.rows(query))
 
     async def check(self) -> None:
         """Raises StoreUnavailable while the database does not answer."""
         await self.last_change()
 
     async def newest_id(self) -> str | None:
-        async with self._database.reading() as session:
-            return (await session.exec(select(func.max(JobRow.id)))).one()
+        return await self._database.first(select(func.max(JobRow.id)))
 
     async def move(
         self,
@@ -240,19 +231,16 @@ class Jobs:
         **changes: Any,
     ) -> Job | None:
         """Write facts beside the status, and a line of history. None: ended, or never was."""
-        live = [status.value for status in Status if not status.terminal]
-        statement = (
-            update(JobRow)
-            .where(col(JobRow.id) == job_id, col(JobRow.status).in_(live))
-            .values(**changes)
-        )
 
         async def work(session: AsyncSession) -> Job | None:
-            if not (await session.exec(statement)).rowcount:
+            job = await _find(session, job_id)
+            if job is None or job.status.terminal:
                 return None
-            job = await _read(session, job_id)
             session.add(_event(job_id, at, (job.status, job.status), reason, message))
-            return job
+            if not changes:
+                return job
+            await session.exec(update(JobRow).where(col(JobRow.id) == job_id).values(**changes))
+            return await _read(session, job_id)
 
         return await self._write(work)
 

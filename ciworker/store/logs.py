@@ -28,6 +28,7 @@ _PLACES = "(" + ",".join("?" * 11) + ")"
 RETRY_FIRST = 0.05
 RETRY_MOST = 2.0
 ROWS_PER_INSERT = 500
+CHUNKS_PER_READ = 256
 BYTES_PER_READ = 2**20  # of chunks read at once; the first one may be larger
 
 
@@ -172,10 +173,8 @@ class LogReader:
             )
             .where(col(row.job_id) == job_id)
             .order_by(col(row.first).desc())
-            .limit(1)
         )  # fmt: skip
-        async with self._database.reading() as session:
-            found = (await session.exec(query)).first()
+        found = await self._database.first(query)
         if found is None:
             return LogEnd()
         first, count, total, attempt, *places = found
@@ -187,29 +186,27 @@ class LogReader:
         `after`; the first one cut. [] only at the end of the log.
         """
         row, after = LogChunkRow, max(0, after)
-        async with self._database.reading() as session:
-            holding = (
-                select(row.first, row.count, row.total_bytes)
-                .where(col(row.job_id) == job_id, col(row.first) <= after + 1)
-                .order_by(col(row.first).desc())
-                .limit(1)
-            )
-            start = (await session.exec(holding)).first()
-            if start is None or start[0] + start[1] <= after + 1:
-                return []
-            query = (
-                select(row.first, row.data, row.runs)
-                .where(col(row.job_id) == job_id, col(row.first) >= start[0])
-                .where(col(row.total_bytes) <= start[2] + BYTES_PER_READ)
-                .order_by(col(row.first))
-                .limit(limit)
-            )
-            found = (await session.exec(query)).all()
+        holding = (
+            select(row.first, row.count, row.total_bytes)
+            .where(col(row.job_id) == job_id, col(row.first) <= after + 1)
+            .order_by(col(row.first).desc())
+        )
+        start = await self._database.first(holding)
+        if start is None or start[0] + start[1] <= after + 1:
+            return []
+        query = (
+            select(row.first, row.data, row.runs)
+            .where(col(row.job_id) == job_id, col(row.first) >= start[0])
+            .where(col(row.total_bytes) <= start[2] + BYTES_PER_READ)
+            .order_by(col(row.first))
+            .limit(limit)
+        )
+        found = await self._database.rows(query)
         return [Chunk(first, data, unpack_runs(runs)).after(after) for first, data, runs in found]
 
     async def stream(self, job_id: str, after: int, upto: int) -> AsyncIterator[Chunk]:
         """Stored chunks of the lines after `after`, as long as they begin at `upto` or before."""
-        while after < upto and (found := await self.chunks(job_id, after, limit=4)):
+        while after < upto and (found := await self.chunks(job_id, after, CHUNKS_PER_READ)):
             for chunk in found:
                 if chunk.first > upto:
                     return

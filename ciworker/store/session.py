@@ -5,8 +5,9 @@ one connection writes and only it checkpoints. Transactions begin IMMEDIATE: wit
 default, read-then-write loses updates (engine-facts, rules 26-28). What is acknowledged is
 committed with `synchronous=FULL`; log lines are not: they cost no fsync of their own.
 
-What writes is never cut off: SQLAlchemy gives up a connection whose statement was cancelled, and a
-second one would then write beside what the driver's thread still does for the first.
+A statement is never cut off: SQLAlchemy gives up a connection whose statement was cancelled, and a
+second one would then write beside what the driver's thread still does for the first. So a caller
+that is cancelled waits for its transaction, which is short.
 """
 
 import asyncio
@@ -14,14 +15,14 @@ import contextlib
 import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeVar, TypeVarTuple, overload
 
 from sqlalchemy import URL, event
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import AsyncAdaptedQueuePool
 from sqlmodel.ext.asyncio.session import AsyncSession
+from sqlmodel.sql.expression import Select, SelectOfScalar
 
 from ciworker.errors import Invalid, StoreRefused, StoreUnavailable
 from ciworker.store.migrations import migrate
@@ -31,6 +32,7 @@ TURN_TIMEOUT = 10.0  # seconds until a connection of our own is free
 READERS = 4
 
 T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
 
 
 class Database:
@@ -40,7 +42,8 @@ class Database:
         self._writer = writer
         self._readers = readers
         self._held = held
-        self._lock = asyncio.Lock()
+        self._writes = asyncio.Lock()
+        self._reads = asyncio.Semaphore(READERS)
 
     @classmethod
     async def open(cls, path: Path) -> Self:
@@ -66,12 +69,32 @@ class Database:
         """Fold the WAL into the file and end the driver's threads."""
         await _to_its_end(self._close())
 
-    @contextlib.asynccontextmanager
-    async def reading(self) -> AsyncIterator[AsyncSession]:
-        """A session that sees one state of the database and changes nothing."""
-        with translated():
-            async with AsyncSession(self._readers, expire_on_commit=False) as session:
-                yield session
+    async def read(self, work: Callable[[AsyncSession], Awaitable[T]]) -> T:
+        """Run `work` on one state of the database; it can change nothing."""
+        async with _turn(self._reads):
+            return await _to_its_end(self._snapshot(work))
+
+    @overload
+    async def rows(self, query: SelectOfScalar[T]) -> Sequence[T]: ...
+    @overload
+    async def rows(self, query: "Select[*Ts]") -> Sequence[tuple[*Ts]]: ...
+    async def rows(self, query: Any) -> Sequence[Any]:
+        """All that one query finds."""
+
+        async def work(session: AsyncSession) -> Sequence[Any]:
+            found: Sequence[Any] = (await session.exec(query)).all()
+            return found
+
+        return await self.read(work)
+
+    @overload
+    async def first(self, query: SelectOfScalar[T]) -> T | None: ...
+    @overload
+    async def first(self, query: "Select[*Ts]") -> tuple[*Ts] | None: ...
+    async def first(self, query: Any) -> Any:
+        """The first row that one query finds, if any."""
+        found = await self.rows(query.limit(1))
+        return found[0] if found else None
 
     async def write(
         self,
@@ -86,35 +109,31 @@ class Database:
             work: what to do; if it raises, nothing of it is kept.
             committed: called with its result after the commit, whatever becomes of the caller.
         """
-        async with self._turn():
+        async with _turn(self._writes):
             return await _to_its_end(self._transaction(work, committed))
 
     async def insert(self, statement: str, values: Sequence[Any]) -> None:
         """One statement, one transaction, one hop to the driver's thread, no fsync."""
-        async with self._turn():
+        async with _turn(self._writes):
             await _to_its_end(self._execute(statement, values))
 
     async def check_integrity(self) -> str:
         """What SQLite finds wrong with the file; empty when it is whole."""
-        async with self.reading() as session:
+
+        async def work(session: AsyncSession) -> Sequence[str]:
             connection = await session.connection()
-            found = (await connection.exec_driver_sql("PRAGMA quick_check")).scalars().all()
+            return (await connection.exec_driver_sql("PRAGMA quick_check")).scalars().all()
+
+        try:
+            found = await self.read(work)
+        except StoreRefused as error:
+            return str(error)
         return "" if found == ["ok"] else "; ".join(found)
 
-    @contextlib.asynccontextmanager
-    async def _turn(self) -> AsyncIterator[None]:
-        """The writer connection, for this block alone."""
-        try:
-            async with asyncio.timeout(TURN_TIMEOUT):
-                await self._lock.acquire()
-        except TimeoutError:
-            raise StoreUnavailable(
-                f"the database cannot be used right now: busy for {TURN_TIMEOUT:g} s"
-            ) from None
-        try:
-            yield
-        finally:
-            self._lock.release()
+    async def _snapshot(self, work: Callable[[AsyncSession], Awaitable[T]]) -> T:
+        with translated():
+            async with AsyncSession(self._readers, expire_on_commit=False) as session:
+                return await work(session)
 
     async def _transaction(
         self,
@@ -143,10 +162,26 @@ class Database:
             await cursor.close()
 
     async def _close(self) -> None:
-        async with self._lock:
+        async with self._writes:
             await self._held.close()
             await self._readers.dispose()
             await self._writer.dispose()  # the last one: it folds the WAL
+
+
+@contextlib.asynccontextmanager
+async def _turn(at: asyncio.Lock | asyncio.Semaphore) -> AsyncIterator[None]:
+    """Wait for a connection to be free, not for ever; until then a cancellation is heard."""
+    try:
+        async with asyncio.timeout(TURN_TIMEOUT):
+            await at.acquire()
+    except TimeoutError:
+        raise StoreUnavailable(
+            f"the database cannot be used right now: busy for {TURN_TIMEOUT:g} s"
+        ) from None
+    try:
+        yield
+    finally:
+        at.release()
 
 
 async def _to_its_end(work: Coroutine[Any, Any, T]) -> T:
@@ -169,7 +204,6 @@ def _engine(path: Path, *, size: int, begin: str) -> AsyncEngine:
         poolclass=AsyncAdaptedQueuePool,
         pool_size=size,
         max_overflow=0,
-        pool_timeout=TURN_TIMEOUT,
         connect_args={"timeout": BUSY_TIMEOUT, "isolation_level": None},
     )
     writes = begin != "BEGIN"
@@ -206,8 +240,6 @@ def translated() -> Iterator[None]:
         raise _translate(error.orig or error) from error
     except sqlite3.Error as error:
         raise _translate(error) from error
-    except PoolTimeout as error:
-        raise StoreUnavailable(f"the database cannot be used right now: {error}") from error
     except (UnicodeEncodeError, OverflowError) as error:
         raise Invalid(f"the database cannot hold or look for such a value: {error}") from error
 

@@ -69,8 +69,7 @@ class Tokens:
         token_id, _, secret = rest.partition("_")
         if prefix != _PREFIX or not secret:
             return None
-        async with self._database.reading() as session:
-            row = await session.get(TokenRow, token_id)
+        row = await self._database.first(select(TokenRow).where(col(TokenRow.id) == token_id))
         if row is None or row.revoked_at is not None:
             return None
         return _token(row) if hmac.compare_digest(row.digest, _digest(secret)) else None
@@ -78,8 +77,7 @@ class Tokens:
     async def list(self) -> list[Token]:
         """Oldest first, the revoked ones too."""
         query = select(TokenRow).order_by(col(TokenRow.created_at))
-        async with self._database.reading() as session:
-            return [_token(row) for row in (await session.exec(query)).all()]
+        return [_token(row) for row in await self._database.rows(query)]
 
     async def revoke(self, token_id: str, at: datetime) -> None:
         """From now on the token opens nothing.

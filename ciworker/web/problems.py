@@ -1,6 +1,5 @@
 """Errors become RFC 9457 problem documents here, once, for every route."""
 
-import errno
 from http import HTTPStatus
 
 from aiohttp import web
@@ -12,7 +11,6 @@ from ciworker.telemetry import logger
 from ciworker.web.models import Problem
 
 _BY_TYPE = ((Invalid, 422), (Unknown, 404), (Conflict, 409), (TryAgain, 503))
-_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 class Refused(CiworkerError):
@@ -28,7 +26,7 @@ def problem(status: int, detail: str, headers: dict[str, str] | None = None) -> 
     body = Problem(title=HTTPStatus(status).phrase, status=status, detail=detail)
     return web.Response(
         status=status,
-        text=body.model_dump_json(),
+        body=body.model_dump_json().encode(),
         content_type="application/problem+json",
         headers=headers,
     )
@@ -50,11 +48,11 @@ def _of_error(error: Exception) -> web.Response | None:
         return problem(error.status, str(error), error.headers)
     if isinstance(error, ArchiveRefused):
         return problem(413 if error.kind is Refusal.TOO_LARGE else 422, str(error))
-    if isinstance(error, OSError) and error.errno in _DISK_FULL:
-        logger().error("the data folder cannot be written", error=str(error))
-        return problem(503, f"the worker's disk cannot be written: {error.strerror}")
     if isinstance(error, ConnectionError | web.RequestPayloadError):
         return problem(400, "the request broke off: send it again")
+    if isinstance(error, OSError):  # handlers touch one folder, that of the stored workspaces
+        logger().error("the data folder cannot be written", error=str(error))
+        return problem(503, f"the worker's disk cannot be written: {error.strerror}")
     status = next((status for kind, status in _BY_TYPE if isinstance(error, kind)), None)
     return problem(status, str(error)) if status else None
 

@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Mapping
-from typing import cast
 
 from aiohttp import web
 
@@ -48,4 +47,4 @@ async def _written(response: web.StreamResponse, piece: bytes) -> bool:
 
 def _abort(request: web.Request) -> None:
     if request.transport is not None:
-        cast("asyncio.Transport", request.transport).abort()
+        request.transport.abort()

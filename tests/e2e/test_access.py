@@ -290,9 +290,13 @@ async def test_a_wrong_method_is_told_the_right_ones(
 
 @pytest.mark.parametrize(
     "request_bytes",
-    [b"\x16\x03\x01\x02\x00\x01\r\n\r\n", b"GET /\r\n\r\n", b"FROB /healthz HTTP/1.1\r\n\r\n",
-     b"GET /healthz HTTP/1.1\r\nX: " + b"x" * 20_000 + b"\r\n\r\n"],
-)  # fmt: skip
+    [
+        b"\x16\x03\x01\x02\x00\x01\r\n\r\n",
+        b"GET / HTTP/x\r\n\r\n",
+        b"FROB /healthz HTTP/1.1\r\n\r\n",
+        b"GET /healthz HTTP/1.1\r\nX: " + b"x" * 20_000 + b"\r\n\r\n",
+    ],
+)
 async def test_what_is_no_http_is_refused_and_the_worker_answers_on(
     shared: Worker, request_bytes: bytes
 ) -> None:

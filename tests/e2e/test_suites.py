@@ -64,8 +64,9 @@ async def source_distribution(requirement: str, folder: Path) -> Path:
     name, _, version = requirement.partition("==")
     kept = folder / f"{name}-{version}.tar.gz"
     if not kept.exists():
-        await download(requirement, name, folder / "incoming")
-        (folder / "incoming" / kept.name).replace(kept)
+        incoming = folder / f"incoming-{name}"
+        await download(requirement, name, incoming)
+        (incoming / kept.name).replace(kept)
     return kept
 
 

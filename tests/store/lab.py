@@ -2,10 +2,12 @@
 
 import asyncio
 import contextlib
+import json
 import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from ulid import ULID
 from ciworker.domain.job import Job, Spec, Status
 from ciworker.domain.log import Chunk, Cursor, Position, Run, Stream
 from ciworker.store.logs import Batch
+from ciworker.store.session import Database
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
 SECOND = timedelta(seconds=1)
@@ -46,6 +49,26 @@ def chunk(first: int, *texts: str, at: int = 1000) -> Chunk:
 def batch(job: str, stored: Chunk, total_bytes: int = 0) -> Batch:
     cursor = Cursor(Position(stored.last, 0), Position(0, 7))
     return Batch(job, 1, stored, total_bytes or stored.last, cursor)
+
+
+async def seed(database: Database, count: int) -> None:
+    """The jobs numbered 0 to `count` - 1, at once; every tenth is queued, the others have ended."""
+    jobs = [
+        {
+            "id": job_id(number),
+            "status": "completed" if number % 10 else "queued",
+            "spec": asdict(new_job().spec),
+            "project": f"p{number % 7}",
+        }
+        for number in range(count)
+    ]
+    await database.insert(
+        "INSERT INTO job (id, status, project, spec, source, priority, memory, attempt, "
+        "created_at, kills, oom, log_complete, log_incomplete, mark_token, tar_length) "
+        "SELECT value ->> 'id', value ->> 'status', value ->> 'project', value -> 'spec', "
+        "'{}', 0, 1, 0, 0, '[]', 0, 0, 0, '', 0 FROM json_each(?)",
+        [json.dumps(jobs)],
+    )
 
 
 class Other:

@@ -147,12 +147,8 @@ async def test_a_cut_file_is_refused(path: Path) -> None:
     await (await Database.open(path)).close()
     path.write_bytes(path.read_bytes()[:4096])
 
-    with pytest.raises(StoreRefused):
-        opened = await Database.open(path)
-        try:
-            assert await opened.check_integrity() == ""
-        finally:
-            await opened.close()
+    with pytest.raises(StoreRefused, match="malformed"):
+        await Database.open(path)
 
 
 @pytest.mark.parametrize("name", ["a?b.db", "50%20off.db", "x#y.db", "é 日.db", "file:a.db"])

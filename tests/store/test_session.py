@@ -47,8 +47,7 @@ async def put(database: Database, key: str, times: int = 1) -> None:
 
 
 async def keys(database: Database) -> list[str]:
-    async with database.reading() as session:
-        return list((await session.exec(select(MetaRow.key).order_by(col(MetaRow.key)))).all())
+    return list(await database.rows(select(MetaRow.key).order_by(col(MetaRow.key))))
 
 
 async def test_what_is_written_is_synced_and_what_is_inserted_is_not(database: Database) -> None:
@@ -222,10 +221,12 @@ async def test_readers_see_what_was_committed_and_not_what_is_being_written(
 
 
 async def test_a_reader_cannot_write(database: Database) -> None:
+    async def work(session: AsyncSession) -> None:
+        session.add(MetaRow(key="k", value="x"))
+        await session.flush()
+
     with pytest.raises(StoreUnavailable, match="readonly"):
-        async with database.reading() as session:
-            session.add(MetaRow(key="k", value="x"))
-            await session.commit()
+        await database.read(work)
 
 
 @pytest.mark.parametrize("value", ["\udcff", 2**70])
@@ -233,8 +234,7 @@ async def test_a_value_that_sqlite_cannot_hold_is_invalid_and_not_a_failure(
     database: Database, value: object
 ) -> None:
     with pytest.raises(Invalid):
-        async with database.reading() as session:
-            await session.exec(select(MetaRow.key).where(col(MetaRow.key) == value))
+        await database.rows(select(MetaRow.key).where(col(MetaRow.key) == value))
     with pytest.raises(Invalid):
         await database.insert("INSERT INTO meta VALUES (?, 'x')", [value])
 

@@ -1,0 +1,550 @@
+"""Jobs, their transitions and their history, in a real file."""
+
+import asyncio
+from dataclasses import fields, replace
+from datetime import UTC, datetime, timedelta
+from itertools import permutations
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from sqlalchemy import event
+
+from ciworker.domain.job import (
+    TERMINAL,
+    TRANSITIONS,
+    Job,
+    Reason,
+    Spec,
+    Status,
+    Stop,
+    status_of,
+)
+from ciworker.errors import Conflict, StoreRefused
+from ciworker.store.jobs import IDEMPOTENCY_WINDOW, Expect, Jobs
+from ciworker.store.session import Database
+from tests.store.lab import NOW, SECOND, chunk, job_id, new_job, rows
+
+PATHS: dict[Status, tuple[Status, ...]] = {
+    Status.QUEUED: (),
+    Status.STARTING: (Status.STARTING,),
+    Status.RUNNING: (Status.STARTING, Status.RUNNING),
+    Status.COMPLETED: (Status.STARTING, Status.RUNNING, Status.COMPLETED),
+    Status.CANCELLED: (Status.CANCELLED,),
+    Status.FAILED: (Status.STARTING, Status.FAILED),
+}
+
+
+async def brought(jobs: Jobs, to: Status, number: int = 0, **changes: Any) -> Job:
+    """A job of this status."""
+    job = await jobs.add(new_job(number), "token", None)
+    for step in PATHS[to]:
+        reason = _reason(step) if step.terminal else None
+        moved = await jobs.move(job.id, Expect(job.status, 0), step, NOW, reason=reason, **changes)
+        assert moved
+        job = moved
+    return job
+
+
+def _reason(status: Status) -> Reason:
+    return next(reason for reason in Reason if status_of(reason) is status)
+
+
+# -- transitions
+
+
+@pytest.mark.parametrize("before", Status)
+@pytest.mark.parametrize("after", Status)
+async def test_a_transition_is_made_only_where_the_table_has_it(
+    jobs: Jobs, changed: list[str], before: Status, after: Status
+) -> None:
+    job = await brought(jobs, before)
+    history, told = await jobs.history(job.id), len(changed)
+
+    if after in TRANSITIONS[before]:
+        moved = await jobs.move(job.id, Expect(before, 0), after, NOW + SECOND, message="m")
+        assert moved
+        assert moved == await jobs.get(job.id)
+        assert moved.status is after
+        assert len(changed) == told + 1
+        entry = (await jobs.history(job.id))[-1]
+        assert (entry.before, entry.after, entry.at) == (before, after, NOW + SECOND)
+        assert moved.finished_at == (NOW + SECOND if after.terminal else None)
+    else:
+        with pytest.raises(Conflict, match=f"a {before} job does not become {after}"):
+            await jobs.move(job.id, Expect(before, 0), after, NOW)
+        assert await jobs.get(job.id) == job
+        assert await jobs.history(job.id) == history
+        assert len(changed) == told
+
+
+@pytest.mark.parametrize("ended", sorted(TERMINAL))
+async def test_an_ended_job_is_never_left_whatever_a_caller_believes(
+    jobs: Jobs, changed: list[str], ended: Status
+) -> None:
+    job = await brought(jobs, ended)
+    history = await jobs.history(job.id)
+    changed.clear()
+
+    for believed, to in permutations(Status, 2):
+        if to in TRANSITIONS[believed]:
+            assert await jobs.move(job.id, Expect(believed, 0), to, NOW) is None
+    assert await jobs.note(job.id, NOW, "too late", cancel_by="me") is None
+
+    assert await jobs.get(job.id) == job
+    assert await jobs.history(job.id) == history
+    assert changed == []
+
+
+async def test_a_mover_that_believes_in_another_attempt_loses(jobs: Jobs) -> None:
+    job = await brought(jobs, Status.STARTING, attempt=0)
+
+    assert await jobs.move(job.id, Expect(Status.STARTING, 1), Status.RUNNING, NOW) is None
+    assert await jobs.move(job.id, Expect(Status.STARTING, 0), Status.RUNNING, NOW)
+
+
+async def test_of_many_movers_at_once_one_wins(jobs: Jobs, changed: list[str]) -> None:
+    for number in range(20):
+        job = await brought(jobs, Status.RUNNING, number)
+        changed.clear()
+        ends = [Status.COMPLETED, Status.FAILED, Status.CANCELLED] * 4
+
+        moved = await asyncio.gather(
+            *(jobs.move(job.id, Expect(Status.RUNNING, 0), end, NOW) for end in ends)
+        )
+
+        (won,) = [found for found in moved if found]
+        assert await jobs.get(job.id) == won
+        assert [entry.after for entry in await jobs.history(job.id)].count(won.status) == 1
+        assert len(await jobs.history(job.id)) == 4
+        assert changed == [job.id]
+
+
+async def test_a_cancel_and_an_end_at_once_leave_one_story(jobs: Jobs) -> None:
+    for number in range(50):
+        job = await brought(jobs, Status.RUNNING, number)
+        noted, ended = await asyncio.gather(
+            jobs.note(job.id, NOW, "cancel asked", cancel_by="me"),
+            jobs.move(
+                job.id, Expect(Status.RUNNING, 0), Status.COMPLETED, NOW, reason=Reason.PASSED
+            ),
+        )
+        assert ended
+        found = await jobs.get(job.id)
+        assert found
+        assert found.cancel_asked == (noted is not None)
+
+
+async def test_a_transition_and_its_history_are_one_transaction(
+    jobs: Jobs, database: Database, changed: list[str]
+) -> None:
+    job = await brought(jobs, Status.STARTING)
+    history = await jobs.history(job.id)
+    changed.clear()
+
+    @event.listens_for(database._writer.sync_engine, "before_cursor_execute")
+    def strike(_conn: object, _cursor: object, statement: str, *_: object) -> None:
+        if statement.startswith("INSERT INTO job_event"):
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        await jobs.move(job.id, Expect(Status.STARTING, 0), Status.RUNNING, NOW)
+    with pytest.raises(ZeroDivisionError):
+        await jobs.note(job.id, NOW, "seen", cancel_by="me")
+    with pytest.raises(ZeroDivisionError):
+        await jobs.add(new_job(7), "token", "key")
+    event.remove(database._writer.sync_engine, "before_cursor_execute", strike)
+
+    assert await jobs.get(job.id) == job
+    assert await jobs.history(job.id) == history
+    assert await jobs.get(job_id(7)) is None
+    assert await jobs.submitted("token", "key", NOW) is None
+    assert changed == []
+    assert await jobs.move(job.id, Expect(Status.STARTING, 0), Status.RUNNING, NOW)
+
+
+async def test_the_end_is_told_with_reason_message_and_time(jobs: Jobs) -> None:
+    job = await brought(jobs, Status.RUNNING)
+
+    ended = await jobs.move(
+        job.id,
+        Expect(Status.RUNNING, 0),
+        Status.COMPLETED,
+        NOW + SECOND,
+        reason=Reason.TESTS_FAILED,
+        message="exit code 1",
+        exit_code=1,
+    )
+
+    assert ended
+    assert (ended.reason, ended.message, ended.exit_code) == (
+        Reason.TESTS_FAILED,
+        "exit code 1",
+        1,
+    )
+    assert ended.finished_at == NOW + SECOND
+    entry = (await jobs.history(job.id))[-1]
+    assert (entry.reason, entry.message) == ("tests_failed", "exit code 1")
+
+
+async def test_a_step_back_to_the_queue_is_explained_in_the_history_alone(jobs: Jobs) -> None:
+    job = await brought(jobs, Status.STARTING)
+
+    again = await jobs.move(
+        job.id, Expect(Status.STARTING, 0), Status.QUEUED, NOW, message="never began"
+    )
+
+    assert again
+    assert (again.status, again.message, again.reason) == (Status.QUEUED, None, None)
+    assert (await jobs.history(job.id))[-1].message == "never began"
+
+
+# -- notes
+
+
+async def test_a_note_is_a_line_of_history_with_its_facts(jobs: Jobs, changed: list[str]) -> None:
+    job = await brought(jobs, Status.RUNNING)
+    changed.clear()
+
+    noted = await jobs.note(job.id, NOW + SECOND, "a signal", kills=[9, 15], oom=True)
+
+    assert noted == replace(job, kills=(9, 15), oom=True)
+    entry = (await jobs.history(job.id))[-1]
+    assert (entry.before, entry.after, entry.message) == (
+        Status.RUNNING,
+        Status.RUNNING,
+        "a signal",
+    )
+    assert changed == [job.id]
+
+
+async def test_a_note_may_be_of_words_alone(jobs: Jobs, changed: list[str]) -> None:
+    job = await brought(jobs, Status.STARTING)
+    changed.clear()
+
+    assert await jobs.note(job.id, NOW, "the start failed and is tried again") == job
+
+    assert (await jobs.history(job.id))[-1].message == "the start failed and is tried again"
+    assert changed == [job.id]
+
+
+async def test_a_quiet_note_is_no_history(jobs: Jobs, changed: list[str]) -> None:
+    job = await brought(jobs, Status.STARTING)
+    history = await jobs.history(job.id)
+    changed.clear()
+
+    await jobs.note_quietly(job.id, sent_at=NOW, container_id="c0ffee")
+
+    assert await jobs.get(job.id) == replace(job, sent_at=NOW, container_id="c0ffee")
+    assert await jobs.history(job.id) == history
+    assert changed == []
+
+
+async def test_a_job_that_is_not_there_is_not_changed(jobs: Jobs, changed: list[str]) -> None:
+    assert await jobs.get("nobody") is None
+    assert await jobs.note("nobody", NOW, "m") is None
+    assert await jobs.move("nobody", Expect(Status.QUEUED, 0), Status.STARTING, NOW) is None
+    assert await jobs.history("nobody") == []
+    assert changed == []
+
+
+# -- submitting
+
+
+async def test_the_same_key_gives_the_same_job_however_many_ask_at_once(
+    jobs: Jobs, changed: list[str]
+) -> None:
+    added = await asyncio.gather(
+        *(jobs.add(new_job(number), "token", "key") for number in range(20))
+    )
+
+    assert len({job.id for job in added}) == 1
+    assert len(await jobs.page(limit=100)) == 1
+    assert len(await jobs.history(added[0].id)) == 1
+    assert await jobs.submitted("token", "key", NOW) == added[0]
+
+
+async def test_a_key_is_its_submitters_own(jobs: Jobs) -> None:
+    mine = await jobs.add(new_job(1), "me", "key")
+    yours = await jobs.add(new_job(2), "you", "key")
+
+    assert mine.id != yours.id
+    assert await jobs.submitted("me", "key", NOW) == mine
+    assert await jobs.submitted("you", "key", NOW) == yours
+    assert await jobs.submitted("nobody", "key", NOW) is None
+
+
+async def test_without_a_key_every_job_is_new(jobs: Jobs) -> None:
+    await jobs.add(new_job(1), "me", None)
+    await jobs.add(new_job(2), "me", None)
+
+    assert len(await jobs.page(limit=9)) == 2
+
+
+async def test_a_key_may_be_used_again_after_a_day(jobs: Jobs) -> None:
+    await jobs.add(new_job(1), "me", "key")
+    almost, after = NOW + IDEMPOTENCY_WINDOW - SECOND, NOW + IDEMPOTENCY_WINDOW
+    assert (await jobs.add(new_job(2, created_at=almost), "me", "key")).id == job_id(1)
+
+    new = await jobs.add(new_job(3, created_at=after), "me", "key")
+
+    assert new.id == job_id(3)
+    assert await jobs.submitted("me", "key", after) == new
+
+
+async def test_an_id_that_is_in_use_is_refused(jobs: Jobs, changed: list[str]) -> None:
+    await jobs.add(new_job(1), "me", None)
+
+    with pytest.raises(StoreRefused, match="UNIQUE"):
+        await jobs.add(new_job(1), "me", "key")
+
+    assert await jobs.submitted("me", "key", NOW) is None
+    assert changed == [job_id(1)]
+
+
+# -- lists
+
+
+async def test_pages_go_through_all_jobs_once_newest_first(jobs: Jobs) -> None:
+    made = [(await brought(jobs, list(Status)[n % 6], n)).id for n in range(23)]
+
+    seen: list[str] = []
+    before = None
+    while page := await jobs.page(limit=5, before=before):
+        seen += [job.id for job in page]
+        before = page[-1].id
+
+    assert seen == made[::-1]
+
+
+async def test_a_page_takes_a_status_a_project_or_both(jobs: Jobs) -> None:
+    for number in range(12):
+        project = ("tea", "milk")[number % 2]
+        job = await jobs.add(new_job(number, project=project), "me", None)
+        if number % 3 == 0:
+            await jobs.move(job.id, Expect(Status.QUEUED, 0), Status.CANCELLED, NOW)
+
+    async def numbers(**filters: Any) -> list[int]:
+        page = await jobs.page(limit=99, **filters)
+        return [next(n for n in range(12) if job_id(n) == job.id) for job in page]
+
+    assert await numbers(project="milk") == [11, 9, 7, 5, 3, 1]
+    assert await numbers(status=Status.CANCELLED) == [9, 6, 3, 0]
+    assert await numbers(status=Status.CANCELLED, project="milk") == [9, 3]
+    assert await numbers(status=Status.CANCELLED, project="milk", before=job_id(9)) == [3]
+    assert await numbers(status=Status.RUNNING) == []
+    assert await numbers(project="%") == []
+    assert await jobs.page(limit=0) == []
+
+
+async def test_a_page_tells_how_long_each_log_is(jobs: Jobs, database: Database) -> None:
+    for number in range(3):
+        await jobs.add(new_job(number), "me", None)
+    for stored in (chunk(1, "a", "b"), chunk(3, "c")):
+        await database.insert(
+            "INSERT INTO log_chunk VALUES (?,?,?,1,0,0,0,0,0,x'',x'')",
+            [job_id(1), stored.first, stored.count],
+        )
+
+    assert [job.log_lines for job in await jobs.page(limit=9)] == [0, 3, 0]
+    found = await jobs.get(job_id(1))
+    assert found
+    assert found.log_lines == 3
+
+
+async def test_changes_of_all_jobs_come_once_and_in_order(jobs: Jobs) -> None:
+    assert await jobs.last_change() == 0
+    await asyncio.gather(*(brought(jobs, Status.FAILED, number) for number in range(5)))
+
+    seen = []
+    after = 0
+    while found := await jobs.changes(after, limit=4):
+        assert all(entry.id > after for entry in found)
+        seen += found
+        after = found[-1].id
+
+    assert len(seen) == 15
+    assert after == await jobs.last_change()
+    for number in range(5):
+        own = [entry for entry in seen if entry.job_id == job_id(number)]
+        assert own == await jobs.history(job_id(number))
+
+
+async def test_the_newest_id_is_known(jobs: Jobs) -> None:
+    assert await jobs.newest_id() is None
+    for number in (3, 9, 5):
+        await jobs.add(new_job(number), "me", None)
+
+    assert await jobs.newest_id() == job_id(9)
+
+
+# -- what the dispatcher asks
+
+
+async def test_the_head_of_the_queue_is_the_oldest_of_the_highest_priority(jobs: Jobs) -> None:
+    for number, priority in enumerate((0, 5, -3, 5, 0)):
+        await jobs.add(new_job(number, priority=priority), "me", None)
+
+    order = []
+    while head := await jobs.queue_head(NOW):
+        order.append(head.id)
+        await jobs.move(head.id, Expect(Status.QUEUED, 0), Status.STARTING, NOW)
+
+    assert order == [job_id(number) for number in (1, 3, 0, 4, 2)]
+
+
+async def test_a_job_in_its_backoff_is_passed_over_until_then(jobs: Jobs) -> None:
+    await jobs.add(new_job(0, priority=9), "me", None)
+    await jobs.add(new_job(1), "me", None)
+    await jobs.note_quietly(job_id(0), not_before=NOW + SECOND)
+
+    for now, expected in ((NOW, 1), (NOW + SECOND - timedelta.resolution, 1), (NOW + SECOND, 0)):
+        head = await jobs.queue_head(now)
+        assert head
+        assert head.id == job_id(expected)
+    assert await jobs.next_backoff() == NOW + SECOND
+
+
+async def test_there_is_no_head_and_no_backoff_where_nothing_waits(jobs: Jobs) -> None:
+    await brought(jobs, Status.RUNNING, not_before=NOW)
+
+    assert await jobs.queue_head(NOW) is None
+    assert await jobs.next_backoff() is None
+
+
+async def test_active_jobs_are_those_that_hold_a_slot(jobs: Jobs) -> None:
+    for number, status in enumerate(Status):
+        await brought(jobs, status, number)
+
+    assert await jobs.active() == {
+        job_id(number): 2**30
+        for number, status in enumerate(Status)
+        if status in (Status.STARTING, Status.RUNNING)
+    }
+
+
+async def test_queued_jobs_whose_cancel_was_asked_for_are_known(jobs: Jobs) -> None:
+    for number, status in enumerate(Status):
+        await brought(jobs, status, number)
+        await jobs.note(job_id(number), NOW, "cancel", cancel_by="me")
+
+    assert await jobs.cancelled_while_queued() == [job_id(0)]
+
+
+@pytest.mark.parametrize("count", [0, 1, 999, 1001, 40_000])
+async def test_attempts_may_be_asked_of_any_number_of_jobs(jobs: Jobs, count: int) -> None:
+    """SQLite bounds the parameters of a statement: 32,766 here, 999 in older ones."""
+    for number in range(3):
+        await brought(jobs, Status.STARTING, number, attempt=0)
+
+    asked = {job_id(number): None for number in range(1, count + 1)}
+    found = await jobs.attempts(asked)
+
+    assert found == {job_id(number): 0 for number in range(1, min(3, count + 1))}
+
+
+# -- every field
+
+
+def instants() -> st.SearchStrategy[datetime]:
+    return st.datetimes(timezones=st.just(UTC))
+
+
+TEXT = st.text(max_size=30)
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**53), 2**53) | TEXT,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3),
+    max_leaves=5,
+)
+SPECS = st.builds(
+    Spec,
+    image=TEXT,
+    run=TEXT,
+    timeout=st.floats(0.001, 1e6),
+    memory=st.integers(1, 2**50),
+    cpus=st.floats(0.01, 512),
+    network=st.booleans(),
+    project=TEXT,
+    env=st.dictionaries(TEXT, TEXT, max_size=3),
+)
+SUBMITTED = st.fixed_dictionaries(
+    {
+        "spec": SPECS,
+        "created_at": instants(),
+        "mark_token": TEXT,
+        "tar_length": st.integers(0, 2**50),
+        "source": st.dictionaries(TEXT, JSON, max_size=3),
+        "priority": st.integers(-(2**31), 2**31),
+        "retry_of": st.none() | TEXT,
+    }
+)
+FOUND_LATER = st.fixed_dictionaries(
+    {
+        "exit_code": st.none() | st.integers(-1, 255),
+        "attempt": st.integers(0, 9),
+        "container_id": st.none() | TEXT,
+        "started_at": st.none() | instants(),
+        "deadline_at": st.none() | instants(),
+        "not_before": st.none() | instants(),
+        "starting_at": st.none() | instants(),
+        "sent_at": st.none() | instants(),
+        "cancel_by": st.none() | TEXT,
+        "stop": st.none() | st.builds(Stop, st.sampled_from(Reason), instants(), st.none() | TEXT),
+        "kills": st.lists(st.integers(1, 64), max_size=4).map(tuple),
+        "oom": st.booleans(),
+        "engine_restarted_at": st.none() | instants(),
+        "log_complete": st.booleans(),
+        "log_incomplete": st.booleans(),
+        "keep_until": st.none() | instants(),
+    }
+)
+ENDED = st.fixed_dictionaries(
+    {"reason": st.sampled_from(Reason), "message": TEXT, "finished_at": instants()}
+)
+
+
+@settings(
+    max_examples=100,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(submitted=SUBMITTED, later=FOUND_LATER, end=ENDED)
+async def test_every_field_comes_back_as_it_was_stored(
+    jobs: Jobs, submitted: dict[str, Any], later: dict[str, Any], end: dict[str, Any]
+) -> None:
+    job = Job(id=f"{int(await jobs.newest_id() or 0) + 1:08}", status=Status.QUEUED, **submitted)
+    known = {"id", "status", "log_lines"} | submitted.keys() | later.keys() | end.keys()
+    assert known == {field.name for field in fields(Job)}
+
+    assert await jobs.add(job, "me", None) == job
+    assert await jobs.get(job.id) == job
+
+    stop = later["stop"]
+    changes = {name: value for name, value in later.items() if name != "stop"} | {
+        "kills": list(later["kills"]),
+        "stop_cause": stop and stop.cause,
+        "stop_at": stop and stop.at,
+        "stop_by": stop and stop.by,
+    }
+    noted = await jobs.note(job.id, NOW, "later", **changes)
+    assert noted == replace(job, **later)
+    assert await jobs.get(job.id) == noted
+
+    expect, to = Expect(Status.QUEUED, noted.attempt), Status.CANCELLED
+    at = end["finished_at"]
+    ended = await jobs.move(job.id, expect, to, at, reason=end["reason"], message=end["message"])
+    assert ended == replace(noted, status=to, **end)
+    assert await jobs.get(job.id) == ended
+    assert ended in await jobs.page(limit=1000)
+
+
+async def test_instants_keep_their_microseconds_and_compare_in_any_zone(
+    jobs: Jobs, path: Path
+) -> None:
+    await jobs.add(new_job(0), "me", None)
+
+    ((stored,),) = rows(path, "SELECT created_at FROM job")
+    assert stored == int(NOW.timestamp()) * 10**6 + 678901
+    assert (await jobs.page(limit=1))[0].created_at == NOW

@@ -1,0 +1,104 @@
+"""With however many jobs and lines, no question reads them all."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import pytest
+from sqlalchemy import event
+
+from ciworker.domain.job import Status
+from ciworker.store.jobs import Jobs
+from ciworker.store.logs import LogReader
+from ciworker.store.session import Database
+from tests.store.lab import NOW, job_id, seed
+
+CHUNKS = (
+    "INSERT INTO log_chunk "
+    "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < ?2) "
+    "SELECT ?1, i, 1, 1, i, 0, 0, 0, 0, x'', x'' FROM n"
+)
+QUESTIONS: dict[str, Callable[[Jobs, LogReader], Awaitable[object]]] = {
+    "the head of the queue": lambda jobs, _: jobs.queue_head(NOW),
+    "the first backoff": lambda jobs, _: jobs.next_backoff(),
+    "the active jobs": lambda jobs, _: jobs.active(),
+    "the cancelled queued jobs": lambda jobs, _: jobs.cancelled_while_queued(),
+    "one job": lambda jobs, _: jobs.get("x"),
+    "attempts": lambda jobs, _: jobs.attempts(["x", "y"]),
+    "the newest id": lambda jobs, _: jobs.newest_id(),
+    "a page": lambda jobs, _: jobs.page(limit=50),
+    "the next page": lambda jobs, _: jobs.page(limit=50, before="x"),
+    "a page of a status": lambda jobs, _: jobs.page(limit=50, status=Status.FAILED),
+    "the next page of a status": lambda jobs, _: jobs.page(
+        limit=50, before="x", status=Status.QUEUED
+    ),
+    "a page of a project": lambda jobs, _: jobs.page(limit=50, project="p"),
+    "the next page of a project": lambda jobs, _: jobs.page(limit=50, before="x", project="p"),
+    "a page of both": lambda jobs, _: jobs.page(
+        limit=50, before="x", status=Status.QUEUED, project="p"
+    ),
+    "the history": lambda jobs, _: jobs.history("x"),
+    "changes": lambda jobs, _: jobs.changes(7, limit=100),
+    "the last change": lambda jobs, _: jobs.last_change(),
+    "a key's job": lambda jobs, _: jobs.submitted("token", "key", NOW),
+    "the end of a log": lambda _, logs: logs.end("x"),
+    "chunks": lambda _, logs: logs.chunks(job_id(0), 3, limit=4),
+}
+
+
+@pytest.fixture
+async def asked(database: Database) -> AsyncIterator[list[tuple[str, Any]]]:
+    """Every statement that readers execute, with its values."""
+    statements: list[tuple[str, Any]] = []
+    engine = database._readers.sync_engine
+
+    @event.listens_for(engine, "before_cursor_execute")
+    def keep(_conn: object, _cursor: object, statement: str, values: Any, *_: object) -> None:
+        statements.append((statement, values))
+
+    yield statements
+    event.remove(engine, "before_cursor_execute", keep)
+
+
+async def plans(database: Database, statements: list[tuple[str, Any]]) -> list[str]:
+    found: list[str] = []
+    for statement, values in statements:
+        raw = await database._held.get_raw_connection()
+        assert raw.driver_connection
+        async with raw.driver_connection.execute(
+            f"EXPLAIN QUERY PLAN {statement}", values
+        ) as cursor:
+            found += [row[3] for row in await cursor.fetchall()]
+    return found
+
+
+@pytest.mark.parametrize("filled", [False, True], ids=["empty", "filled"])
+@pytest.mark.parametrize("question", QUESTIONS)
+async def test_every_question_is_answered_by_an_index(
+    jobs: Jobs,
+    database: Database,
+    asked: list[tuple[str, Any]],
+    question: str,
+    filled: bool,
+) -> None:
+    await seed(database, 2000 if filled else 1)
+    await database.insert(CHUNKS, [job_id(0), 500 if filled else 10])
+
+    await QUESTIONS[question](jobs, LogReader(database))
+    statements = [(text, values) for text, values in asked if text.lstrip().startswith("SELECT")]
+    assert statements
+
+    for step in await plans(database, statements):
+        if step.startswith("SCAN"):  # in the index's order, and only as far as `limit` goes
+            assert step.startswith("SCAN job USING INDEX sqlite_autoindex_job_1") or (
+                "VIRTUAL TABLE" in step  # the ids that were given
+            ), step
+        assert "TEMP B-TREE" not in step, step
+
+
+async def test_the_head_of_the_queue_is_read_in_order(
+    jobs: Jobs, database: Database, asked: list[tuple[str, Any]]
+) -> None:
+    await jobs.queue_head(NOW)
+
+    found = await plans(database, asked[-1:])
+    assert found[0] == "SEARCH job USING INDEX job_queue (status=?)"
