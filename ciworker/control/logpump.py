@@ -100,7 +100,6 @@ class LogPump:
         self.incomplete = job.log_incomplete
         self.over_limit = False
         self.attached = False
-        self.last_output = time.monotonic()
         self.preamble = b""
 
         self._job_id, self._attempt, self._container = job.id, job.attempt, container
@@ -135,8 +134,14 @@ class LogPump:
         self._is_down = False
         self._finished = 0.0  # when the container went down, by the engine's clock
         self._told = asyncio.Event()
+        self._last_output = time.monotonic()
         self._source_ended: float | None = None
         self._patience = asyncio.timeout(None)
+
+    @property
+    def last_output(self) -> float:
+        """Monotonic; now, while nothing is read because the store is behind."""
+        return self._last_output if self._drained.is_set() else time.monotonic()
 
     async def run(self, attachment: Attachment | None) -> None:
         """Read until the log is complete.
@@ -213,7 +218,8 @@ class LogPump:
     def stored(self, batch: Batch) -> None:
         self._backlog -= len(batch.chunk.data)
         self._topic.append(batch.chunk)
-        if self._backlog < BUFFER // 2:
+        if self._backlog < BUFFER // 2 and not self._drained.is_set():
+            self._last_output = time.monotonic()
             self._drained.set()
         self._settle()
 
@@ -301,7 +307,7 @@ class LogPump:
         splitter = self._splitters[stream]
         for cut in cuts:
             self._engine_lines += cut.lines
-            self.last_output = time.monotonic()
+            self._last_output = time.monotonic()
             text = self._after_mark(cut) if self._awaits_mark(stream) else cut
             if text.data:
                 run = Run(stream, at, text.lines, len(text.data), text.ended)

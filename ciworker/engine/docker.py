@@ -151,7 +151,9 @@ class DockerEngine:
     async def log(self, container: str, *, follow: bool) -> AsyncIterator[Sequence[LogFrame]]:
         params = {"stdout": "1", "stderr": "1", "timestamps": "1", "follow": str(int(follow))}
         parser = FrameParser()
-        async with self._stream(f"containers/{container}/logs", params) as content:  # rule 13
+        silence = None if follow else CALL_TIMEOUT
+        path = f"containers/{container}/logs"
+        async with self._stream(path, params, silence) as content:  # rule 13
             async for data in content.iter_any():
                 if frames := parser.feed(data):
                     yield frames
@@ -190,14 +192,18 @@ class DockerEngine:
 
     @contextlib.asynccontextmanager
     async def _stream(
-        self, path: str, params: Mapping[str, str]
+        self, path: str, params: Mapping[str, str], silence: float | None = None
     ) -> AsyncIterator[aiohttp.StreamReader]:
-        """A response without an end in sight; only until it opens is it bounded in time."""
+        """A response without an end in sight; bounded in time only until it opens.
+
+        silence: seconds between two of its pieces, if that is bounded too.
+        """
+        timeout = aiohttp.ClientTimeout(total=None, sock_read=silence)
         async with contextlib.AsyncExitStack() as opened:
             opened.enter_context(self._translated())
             async with asyncio.timeout(CALL_TIMEOUT):
                 response = await opened.enter_async_context(
-                    self._streams._query(path, params=dict(params), timeout=_NO_TIMEOUT)
+                    self._streams._query(path, params=dict(params), timeout=timeout)
                 )
             # aiodocker 0.27 leaves that to the garbage collector, and until then the engine
             # writes to somebody who does not read

@@ -12,7 +12,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 from ciworker.engine.port import Engine, Event, event_time
-from ciworker.errors import TryAgain
+from ciworker.errors import CiworkerError
 from ciworker.telemetry import logger
 
 BACKOFF_FIRST = 0.1
@@ -52,7 +52,7 @@ class EventWatch:
         while True:
             try:
                 await self._connection()
-            except* TryAgain as errors:
+            except* CiworkerError as errors:
                 logger().warning(
                     "engine events lost", error=str(errors.exceptions[0]), retry_in=self._backoff
                 )

@@ -16,6 +16,10 @@ from pathlib import Path
 
 ENGINE = "/var/run/docker.sock"
 PIECE = 2**16
+FAILURE = (
+    b"HTTP/1.1 500 Internal Server Error\r\nContent-Type: application/json\r\n"
+    b'Content-Length: 28\r\nConnection: close\r\n\r\n{"message": "proxy says no"}\n'
+)
 
 Gate = Callable[[], Awaitable[None]]
 
@@ -43,6 +47,7 @@ class Proxy:
     """Routes look like `POST /containers/{id}/start`.
 
     counts: requests by route. refused: routes whose requests are answered by a closed connection.
+    failing: routes that are answered with a 500 of the proxy's own.
     before, after: awaited before a request of that route is passed on, or its first answer.
     held_ends: routes whose connection stays open to the client after the engine closed it.
     """
@@ -50,6 +55,7 @@ class Proxy:
     path: Path
     counts: Counter[str] = field(default_factory=Counter)
     refused: set[str] = field(default_factory=set)
+    failing: set[str] = field(default_factory=set)
     before: dict[str, Gate] = field(default_factory=dict)
     after: dict[str, Gate] = field(default_factory=dict)
     held_ends: set[str] = field(default_factory=set)
@@ -107,6 +113,10 @@ class Proxy:
             connection.route = f"{method} {_ID.sub('/containers/{id}', path)}"
             self.counts[connection.route] += 1
             if connection.route in self.refused:
+                return
+            if connection.route in self.failing:
+                connection.writer.write(FAILURE)
+                await connection.writer.drain()
                 return
             if gate := self.before.get(connection.route):
                 await gate()

@@ -5,6 +5,7 @@ import json
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -36,6 +37,11 @@ async def resync(worker: Worker) -> dict[str, Any]:
     assert status == 200, report
     found: dict[str, Any] = report
     return found
+
+
+def open_files(worker: Worker) -> int:
+    assert worker.process is not None
+    return len(list(Path(f"/proc/{worker.process.pid}/fd").iterdir()))
 
 
 async def end_unheard(worker: Worker, between: Proxy) -> str:
@@ -121,7 +127,7 @@ async def test_with_the_event_stream_intact_nothing_is_ever_repaired(
 ) -> None:
     worker = new_worker(max_jobs="8", resync_interval="1s", job_memory="64m")
     await worker.start()
-    began = time.monotonic()
+    descriptors, began = open_files(worker), time.monotonic()
     jobs = set(await asyncio.gather(*(worker.submit("true") for _ in range(200))))
     reports = []
     while True:
@@ -137,6 +143,7 @@ async def test_with_the_event_stream_intact_nothing_is_ever_repaired(
     assert not [line for line in periodic if line.get("repairs")]
     print(f"{len(jobs)} jobs, {len(reports)} resyncs in {time.monotonic() - began:.1f} s")
     await worker.nothing_left()
+    assert open_files(worker) <= descriptors + 10  # kept connections of ours and the worker's
 
 
 async def test_the_command_prints_a_line_for_each_bucket_that_is_not_empty(worker: Worker) -> None:

@@ -376,7 +376,7 @@ class FakeEngine:
         async with self.call("create", spec.name):
             if any(box.spec.name == spec.name for box in self._boxes.values()):
                 raise NameTaken(f"the name {spec.name!r} is in use")
-            if spec.image not in self.images:
+            if spec.image not in {*self.images, *(image.id for image in self.images.values())}:
                 raise ImageMissing(f"No such image: {spec.image}")
             box = Box(uuid.uuid4().hex * 2, spec, datetime.now(UTC))
             self._boxes[box.id] = box
