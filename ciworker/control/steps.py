@@ -27,6 +27,7 @@ from ciworker.errors import (
     CiworkerError,
     EngineFailed,
     EngineRefused,
+    EngineUnavailable,
     ImageMissing,
     NameTaken,
     StoreUnavailable,
@@ -126,7 +127,7 @@ class Steps:
 
     async def _start_container(self, look: Look, container: str) -> bool:
         job, life = look.job, look.life
-        await self._end_tasks(life)
+        await self._let_go(life)
         try:
             pump = await self._new_pump(job, container)
             attachment = await self._engine.attach(container)
@@ -136,6 +137,9 @@ class Steps:
             return await self._start_failed(look, error)
         except EngineRefused as error:
             return await self._fail(look, Reason.START_REFUSED, _refused(job, error))
+        except EngineUnavailable:
+            await self._let_go(life)  # if it did start, it ends by itself: nothing was sent
+            raise
         life.transfer_deadline = self._clock.monotonic() + self._settings.transfer_timeout
         life.sender = self._supervisor.spawn(
             self._send(job, life, container, attachment), name=f"send {job.id}"
@@ -330,6 +334,11 @@ class Steps:
                 if not await life.pump.completed(CLOSE_WAIT):
                     raise StoreUnavailable("lines of the job wait for the store")
         await self._end_tasks(life)
+
+    async def _let_go(self, life: Life) -> None:
+        """End what an earlier start of this container began; the next look begins anew."""
+        await self._end_tasks(life)
+        life.pump = life.pump_task = life.sender = None
 
     async def _end_tasks(self, life: Life) -> None:
         await _cancelled(life.sender)

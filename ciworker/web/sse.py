@@ -59,8 +59,8 @@ async def _changes(context: Context, after: int) -> AsyncGenerator[bytes]:
             after = change.id
             if job := await context.jobs.get(change.job_id):
                 yield _event("status", job_model(job), str(after))
-        if not changes and not await signal.wait(seen, COMMENT_INTERVAL):
-            yield _COMMENT
+        while not changes and not await signal.wait(seen, COMMENT_INTERVAL):
+            yield _COMMENT  # nothing changed, so nothing is asked
 
 
 async def _follow(context: Context, job_id: str, after: int) -> AsyncGenerator[bytes]:
@@ -77,11 +77,12 @@ async def _follow(context: Context, job_id: str, after: int) -> AsyncGenerator[b
         if chunks := await context.feed.read(job_id, after):
             after = chunks[-1].last
             yield b"".join(map(_frame, chunks))
-        elif job.status.terminal:
+            continue
+        if job.status.terminal:
             yield _event(END, job_detail(job, await context.jobs.history(job_id)), END)
             return
-        elif not await topic.changed.wait(seen, COMMENT_INTERVAL):
-            yield _COMMENT
+        while not await topic.changed.wait(seen, COMMENT_INTERVAL):
+            yield _COMMENT  # nothing changed, so nothing is asked
 
 
 @lru_cache(maxsize=64)

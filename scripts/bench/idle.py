@@ -21,6 +21,7 @@ from pathlib import Path
 
 import aiohttp
 
+from scripts.bench import interrupt
 from tests.driver import Worker
 
 SETTLE = 5.0  # seconds after the job: its container is removed, keys are worked off
@@ -310,7 +311,7 @@ def main() -> None:
     if shutil.which("strace") is None:
         sys.exit("idle: strace is missing: install it, then try again")
     image = os.environ["CIWORKER_TEST_IMAGE"]
-    idle, busy, comments = asyncio.run(measure(options.seconds, image))
+    idle, busy, comments = interrupt.run(measure(options.seconds, image))
     counted = bool(busy.requests and busy.engine and busy.store and busy.fsyncs)
     if options.json:
         document = {"idle": asdict(idle), "one_job": asdict(busy), "comments": comments}

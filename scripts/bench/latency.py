@@ -14,6 +14,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ from pathlib import Path
 from ciworker.engine.port import ContainerSpec
 from ciworker.engine.sandbox import container_config
 from ciworker.source.shim import CONTAINER_COMMAND, RUN_MEMBER, run_script
+from scripts.bench import interrupt
 from scripts.bench.wire import Attached, Engine, Watch, WorkerApi
 from tests.driver import Worker, tree
 
@@ -171,7 +173,18 @@ def _read(attached: Attached) -> tuple[float, float]:
     return first, float(output.split()[-1])
 
 
-def measure(bench: Bench, rounds: int) -> Samples:
+async def measured(bench: Bench, rounds: int) -> Samples:
+    """`measure` on a thread; when cancelled, only once the round under way is over."""
+    stop = threading.Event()
+    work = asyncio.ensure_future(asyncio.to_thread(measure, bench, rounds, stop))
+    try:
+        return await asyncio.shield(work)
+    finally:
+        stop.set()
+        await asyncio.wait([work])
+
+
+def measure(bench: Bench, rounds: int, stop: threading.Event) -> Samples:
     contenders: list[tuple[str, Callable[[], dict[str, float]]]] = [
         ("worker", bench.through_the_worker),
         ("engine API", bench.plain_engine),
@@ -182,6 +195,8 @@ def measure(bench: Bench, rounds: int) -> Samples:
     for number in range(-WARM_UP, rounds):
         turn = number % len(contenders)
         for name, run in [*contenders[turn:], *contenders[:turn]]:
+            if stop.is_set():
+                return samples
             for what, seconds in run().items():
                 if number >= 0:
                     samples.add(f"{what}, {name}", seconds)
@@ -301,7 +316,7 @@ async def run(rounds: int, image: str) -> tuple[Samples, dict[str, object]]:
             api = WorkerApi(worker.port, worker.token)
             bench = Bench(image, Engine(socket), Watch(socket), api, files(), label)
             facts = {**machine(bench.engine, image), "rounds": rounds}
-            return await asyncio.to_thread(measure, bench, rounds), facts
+            return await measured(bench, rounds), facts
         finally:
             await worker.destroy()
             remove_left_over(label)
@@ -324,7 +339,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=25, help="at least 20 for a fair median")
     parser.add_argument("--json", action="store_true", help="one JSON document")
     options = parser.parse_args()
-    samples, facts = asyncio.run(run(options.rounds, os.environ["CIWORKER_TEST_IMAGE"]))
+    samples, facts = interrupt.run(run(options.rounds, os.environ["CIWORKER_TEST_IMAGE"]))
     reached, table = targets(samples), rows(samples)
     if options.json:
         held = [{**vars(target), "met": target.met} for target in reached]

@@ -48,7 +48,8 @@ class Proxy:
 
     counts: requests by route. refused: routes whose requests are answered by a closed connection.
     failing: routes that are answered with a 500 of the proxy's own.
-    before, after: awaited before a request of that route is passed on, or its first answer.
+    before, after: awaited before a request of that route is passed on, or a piece of its answer;
+    an OSError from one closes the connection.
     held_ends: routes whose connection stays open to the client after the engine closed it.
     """
 
@@ -144,11 +145,12 @@ class Proxy:
 
     async def _answers(self, connection: Connection) -> None:
         upstream = connection.upstream[0]
-        while data := await upstream.read(PIECE):
-            if gate := self.after.get(connection.route):
-                await gate()
-            connection.writer.write(data)
-            await connection.writer.drain()
+        with contextlib.suppress(OSError):
+            while data := await upstream.read(PIECE):
+                if gate := self.after.get(connection.route):
+                    await gate()
+                connection.writer.write(data)
+                await connection.writer.drain()
         if connection.route not in self.held_ends:
             connection.close()
 

@@ -126,7 +126,7 @@ async def test_a_store_that_stalls_under_a_flood_blocks_nobody_and_loses_nothing
         began = time.monotonic()
         status, _ = await worker.call("POST", f"/jobs/{asleep}/cancel")
         assert status in (202, 503)
-        assert time.monotonic() - began < 8
+        assert time.monotonic() - began < 12  # it may wait behind a write of the log
         async with asyncio.timeout(20):
             while "attach dropped" not in worker.log.read_text():
                 await asyncio.sleep(0.05)

@@ -1,6 +1,7 @@
 """Containers outlive the worker: it is stopped and killed at all moments, and goes on exactly."""
 
 import asyncio
+import itertools
 import json
 import os
 import random
@@ -24,7 +25,7 @@ from tests.e2e.follower import (
     stored,
     told_end_once,
 )
-from tests.e2e.proxy import Proxy, proxy
+from tests.e2e.proxy import Gate, proxy
 
 LINES = 800
 PRINT = f"""\
@@ -73,12 +74,6 @@ def counters() -> Iterator[Counters]:
         made.close()
 
 
-async def killed_when(worker: Worker, happens: asyncio.Event) -> None:
-    async with asyncio.timeout(30):
-        await happens.wait()
-    await worker.kill()
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGKILL], ids=["stopped", "killed"])
 async def test_followers_see_every_line_once_over_restarts_of_the_worker(
@@ -115,7 +110,7 @@ async def test_jobs_end_once_and_never_run_twice_however_often_the_worker_is_kil
     new_worker: WorkerFactory, counters: Counters
 ) -> None:
     worker = new_worker(
-        max_jobs="2", start_attempts="20", job_mounts=counters.mount, transfer_timeout="10s"
+        max_jobs="3", start_attempts="20", job_mounts=counters.mount, transfer_timeout="10s"
     )
     await worker.start()
     jobs = {
@@ -124,7 +119,7 @@ async def test_jobs_end_once_and_never_run_twice_however_often_the_worker_is_kil
     }
     moments, kills = random.Random(8480), 0
     while kills < 60:
-        await asyncio.sleep(moments.uniform(0.0, 0.5))
+        await asyncio.sleep(moments.uniform(0.0, 0.8))
         assert await worker.stop(signal.SIGKILL if kills % 4 else signal.SIGTERM) < 3
         kills += 1
         await worker.start()
@@ -138,47 +133,72 @@ async def test_jobs_end_once_and_never_run_twice_however_often_the_worker_is_kil
         assert job["exit_code"] == n % 2, job
         assert job["reason"] == ("tests_failed" if n % 2 else "passed")
     assert counters.seen == {f"mark{n}": 1 for n in range(15)}
-    assert kills >= 8
+    assert kills >= 5
     await worker.nothing_left()
 
 
-async def _killed_at(
-    worker: Worker, between: Proxy, gates: dict[str, asyncio.Event], route: str, when: str
-) -> None:
-    """Arm: the next request of the route is held (before it, or its answer), which is told."""
-    never = asyncio.Event()
+def hold(gates: dict[str, Gate], route: str, *, let_pass: int = 0) -> asyncio.Event:
+    """Hold what the gate is for, after so many that pass: the event says that it is held."""
+    held, never, passed = asyncio.Event(), asyncio.Event(), itertools.count()
 
     async def gate() -> None:
-        gates[route].set()
-        await never.wait()
+        if next(passed) >= let_pass:
+            held.set()
+            await never.wait()
 
-    getattr(between, when)[route] = gate
-    gates[route] = asyncio.Event()
+    gates[route] = gate
+    return held
 
 
 @pytest.mark.parametrize(
-    ("route", "when"),
+    ("route", "when", "let_pass"),
     [
-        ("POST /containers/create", "after"),
-        ("POST /containers/{id}/start", "before"),
-        ("POST /containers/{id}/start", "after"),
-        ("DELETE /containers/{id}", "before"),
+        ("POST /containers/create", "after", 0),
+        ("POST /containers/{id}/start", "before", 0),
+        ("POST /containers/{id}/start", "after", 0),
+        ("POST /containers/{id}/attach", "after", 1),  # all is sent; the start mark is held
+        ("DELETE /containers/{id}", "before", 0),
     ],
 )
 async def test_a_worker_killed_around_a_call_of_the_engine_runs_the_job_once(
-    new_worker: WorkerFactory, counters: Counters, route: str, when: str
+    new_worker: WorkerFactory, counters: Counters, route: str, when: str, let_pass: int
 ) -> None:
     async with proxy() as between:
         worker = new_worker(docker_host=between.url, job_mounts=counters.mount)
         await worker.start()
-        gates: dict[str, asyncio.Event] = {}
-        await _killed_at(worker, between, gates, route, when)
+        held = hold(getattr(between, when), route, let_pass=let_pass)
         job_id = await worker.submit("echo mark > /counter/fifo; echo out; exit 4")
-        await killed_when(worker, gates[route])
+        await asyncio.wait_for(held.wait(), 30)
+        await worker.kill()
         between.before.clear()
         between.after.clear()
         await worker.start()
         job = await worker.wait(job_id, within=20)
+        assert (job["reason"], job["exit_code"]) == ("tests_failed", 4)
+        told_end_once(job)
+        assert await worker.text(job_id) == b"out\n"
+        assert counters.seen == {"mark": 1}
+        await worker.nothing_left()
+
+
+@pytest.mark.parametrize(
+    "route", ["POST /containers/create", "POST /containers/{id}/start", "DELETE /containers/{id}"]
+)
+async def test_a_call_whose_answer_is_lost_is_made_again_without_running_the_job_twice(
+    new_worker: WorkerFactory, counters: Counters, route: str
+) -> None:
+    async with proxy() as between:
+        worker = new_worker(docker_host=between.url, job_mounts=counters.mount)
+        await worker.start()
+
+        async def lose() -> None:
+            between.after.clear()
+            raise ConnectionResetError
+
+        between.after[route] = lose
+        job_id = await worker.submit("echo mark > /counter/fifo; echo out; exit 4")
+        job = await worker.wait(job_id, within=10)
+        assert route not in between.after
         assert (job["reason"], job["exit_code"]) == ("tests_failed", 4)
         told_end_once(job)
         assert await worker.text(job_id) == b"out\n"

@@ -84,8 +84,8 @@ async def download(requirement: str, name: str, folder: Path) -> None:
         process.kill()
         said, _ = await process.communicate()
     if process.returncode != 0:
-        told = said.decode().strip()
-        pytest.fail(f"{requirement} could not be had from the package index: {told}", pytrace=False)
+        told = said.decode().strip().rpartition("\n")[2]
+        pytest.fail(f"{requirement} cannot be had from the package index: {told}", pytrace=False)
 
 
 def unpacked(archive: Path, folder: Path) -> Path:

@@ -251,6 +251,7 @@ class FakeEngine:
         call_timeout: seconds after which a call on a stuck container gives up.
         calls: every call with the container or image it was about, in order.
         events_paused: the event streams stay open and silent; what was held back comes after.
+        now: its clock, as far as containers are concerned.
         drop_events: events for which it is true never reach a stream that is open; a new
             one may have them replayed.
     """
@@ -261,6 +262,7 @@ class FakeEngine:
         self.call_timeout = 10.0
         self.calls: list[tuple[str, str]] = []
         self.drop_events: Callable[[Event], bool] = lambda _event: False
+        self.now: Callable[[], datetime] = lambda: datetime.now(UTC)
         self._instance = instance
         self._boxes: dict[str, Box] = {}
         self._ended: list[asyncio.Task[None]] = []
@@ -378,7 +380,7 @@ class FakeEngine:
                 raise NameTaken(f"the name {spec.name!r} is in use")
             if spec.image not in {*self.images, *(image.id for image in self.images.values())}:
                 raise ImageMissing(f"No such image: {spec.image}")
-            box = Box(uuid.uuid4().hex * 2, spec, datetime.now(UTC))
+            box = Box(uuid.uuid4().hex * 2, spec, self.now())
             self._boxes[box.id] = box
             self._emit("create", box)
             return box.id
@@ -534,7 +536,7 @@ class FakeEngine:
             box.error = rest or noise.decode(errors="replace").strip()
             raise EngineRefused(box.error)
         box.init, box.process = os.pidfd_open(int(rest)), process
-        box.state, box.started_at, box.finished_at = State.RUNNING, datetime.now(UTC), None
+        box.state, box.started_at, box.finished_at = State.RUNNING, self.now(), None
         box.oom_killed = False
         box.life = asyncio.create_task(self._live(box, process), name=f"life of {box.spec.name}")
         self._emit("start", box)
@@ -572,7 +574,7 @@ class FakeEngine:
         if box.init is not None:
             os.close(box.init)
             box.init = None
-        box.state, box.finished_at = State.EXITED, datetime.now(UTC)
+        box.state, box.finished_at = State.EXITED, self.now()
         box.exit_code = code if code >= 0 else 128 - code
         box.stdin_ended = False  # it may be started again
         self._emit("die", box)

@@ -106,7 +106,7 @@ async def test_a_mover_that_believes_in_another_attempt_loses(jobs: Jobs) -> Non
 
 
 async def test_of_many_movers_at_once_one_wins(jobs: Jobs, changed: list[str]) -> None:
-    for number in range(20):
+    for number in range(10):
         job = await brought(jobs, Status.RUNNING, number)
         changed.clear()
         ends = [Status.COMPLETED, Status.FAILED, Status.CANCELLED] * 4
@@ -123,7 +123,7 @@ async def test_of_many_movers_at_once_one_wins(jobs: Jobs, changed: list[str]) -
 
 
 async def test_a_cancel_and_an_end_at_once_leave_one_story(jobs: Jobs) -> None:
-    for number in range(50):
+    for number in range(20):
         job = await brought(jobs, Status.RUNNING, number)
         noted, ended = await asyncio.gather(
             jobs.note(job.id, NOW, "cancel asked", cancel_by="me"),
@@ -506,7 +506,7 @@ ENDED = st.fixed_dictionaries(
 
 
 @settings(
-    max_examples=100,
+    max_examples=50,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )

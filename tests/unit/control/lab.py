@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -56,8 +57,9 @@ class Lab:
     def __init__(self, folder: Path, engine: FakeEngine, **settings: Any) -> None:
         self.engine = engine
         self.clock = SteppedClock()
-        chosen = {"data_dir": folder, "max_jobs": 1, "max_memory": 2**40} | settings
-        self.settings = Settings(**chosen)
+        engine.now = self.clock.now  # of one machine
+        chosen: dict[str, Any] = {"data_dir": folder, "max_jobs": 1, "max_memory": 2**40}
+        self.settings = Settings(**(chosen | settings))
         self.settings.spool.mkdir(parents=True, exist_ok=True)
         self._made = 0
 
@@ -185,7 +187,7 @@ class Life:
         entries = await self.jobs.history(job_id)
         assert [entry.after.terminal for entry in entries].count(True) == 1
         assert entries[-1].after is job.status
-        for before, after in zip(entries, entries[1:], strict=False):
+        for before, after in pairwise(entries):
             assert after.before is before.after
         return job
 

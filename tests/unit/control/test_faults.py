@@ -1,0 +1,278 @@
+"""Whatever call fails, in whatever way, once or for long: each job ends once and for its reason.
+
+Every test's lab holds, at the end, that no life, task, timer, topic or container is left.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+
+import pytest
+
+from ciworker.domain.job import Reason, Status
+from ciworker.errors import (
+    CiworkerError,
+    ContainerMissing,
+    EngineFailed,
+    EngineRefused,
+    EngineUnavailable,
+    ImageMissing,
+)
+from tests.unit.control.conftest import NewLab
+from tests.unit.control.lab import Life
+
+ERRORS = (EngineUnavailable, EngineFailed, EngineRefused, ContainerMissing)
+ONCE, FOR_LONG = 1, 10_000
+OUTAGE = 0.1  # seconds until the engine is itself again
+PASSED, REFUSED = Reason.PASSED, Reason.START_REFUSED
+
+
+@contextlib.asynccontextmanager
+async def outage(
+    life: Life, call: str, error: type[CiworkerError], times: int, *, after: bool
+) -> AsyncIterator[None]:
+    """The calls of this name fail; those that are left over succeed in the end."""
+    for _ in range(times):
+        life.engine.fail(call, error("no"), after=after)
+    yield
+    if times == FOR_LONG:
+        await asyncio.sleep(OUTAGE)
+        life.engine._faults[call].clear()
+
+
+@pytest.mark.parametrize("times", [ONCE, FOR_LONG], ids=["once", "for long"])
+@pytest.mark.parametrize("error", ERRORS)
+@pytest.mark.parametrize(
+    ("call", "after"),
+    [
+        ("image", False),
+        ("create", False),
+        ("create", True),  # carried out, and the answer is lost
+        ("attach", False),
+        ("attach", True),
+        ("inspect", False),
+        ("remove", False),
+        ("remove", True),
+        ("list", False),
+    ],
+)
+async def test_a_job_ends_once_and_the_next_one_runs(
+    life: Life, call: str, error: type[CiworkerError], times: int, after: bool
+) -> None:
+    await life.comes_to_rest()
+    async with outage(life, call, error, times, after=after):
+        job = await life.submit("echo hello; exit 3")
+        following = await life.submit()
+        if call == "list":
+            with pytest.raises(error):
+                await life.resync.run()
+
+    ended = await life.ended(job)
+    spent = error is EngineFailed and times == FOR_LONG and not (call == "create" and after)
+    refused = issubclass(error, EngineRefused) or spent
+    if call in ("image", "create", "attach") and refused:
+        assert (ended.status, ended.reason) == (Status.FAILED, REFUSED)
+        assert await life.text(job) == b""
+        assert "could not start" in (ended.message or "")
+    else:
+        assert (ended.status, ended.reason, ended.exit_code) == (
+            Status.COMPLETED,
+            Reason.TESTS_FAILED,
+            3,
+        )
+        assert await life.text(job) == b"hello\n"
+        assert not ended.log_incomplete
+    assert (await life.ended(following)).reason in (PASSED, ended.reason)
+
+
+@pytest.mark.parametrize("times", [ONCE, FOR_LONG], ids=["once", "for long"])
+@pytest.mark.parametrize("error", ERRORS)
+async def test_a_start_that_fails_is_tried_again_or_refused(
+    life: Life, error: type[CiworkerError], times: int
+) -> None:
+    async with outage(life, "start", error, times, after=False):
+        job = await life.submit()
+
+    ended = await life.ended(job)
+    spent = error is EngineFailed and times == FOR_LONG
+    assert ended.reason is (REFUSED if issubclass(error, EngineRefused) or spent else PASSED)
+    if error is EngineFailed:
+        told = [entry.message for entry in await life.jobs.history(job)]
+        assert "the start failed and is tried again: no" in told
+    assert (await life.ended(await life.submit())).reason is PASSED
+
+
+@pytest.mark.parametrize("call", ["start", "write"])
+@pytest.mark.parametrize("error", [EngineUnavailable, EngineFailed])
+async def test_a_container_that_never_got_its_archive_is_given_up_in_time(
+    life: Life, call: str, error: type[CiworkerError]
+) -> None:
+    """The answer to a start, or a write, is lost: the job waits on its stdin, not for ever."""
+    life.engine.fail(call, error("lost"), after=True)
+    job = await life.submit()
+    async with asyncio.timeout(5):
+        while not life.up():
+            await asyncio.sleep(0.005)
+    await asyncio.sleep(0.1)
+
+    for _ in range(2):
+        life.lab.clock.advance(life.lab.settings.transfer_timeout)
+        life.controller.notify(job)
+        await asyncio.sleep(0.05)
+    ended = await life.ended(job)
+
+    assert ended.reason is PASSED
+    assert await life.text(job) == b"hello\n"
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["not done", "answer lost"])
+@pytest.mark.parametrize("times", [ONCE, FOR_LONG], ids=["once", "for long"])
+@pytest.mark.parametrize("error", ERRORS)
+async def test_a_cancel_gets_through(
+    life: Life, error: type[CiworkerError], times: int, after: bool
+) -> None:
+    job = await life.submit("echo hello; sleep 60")
+    await life.printed(job, b"hello\n")
+
+    async with outage(life, "signal", error, times, after=after):
+        await life.cancel(job)
+
+    ended = await life.ended(job)
+    assert (ended.status, ended.reason) == (Status.CANCELLED, Reason.CANCELLED)
+    assert ended.message == "cancelled by me"
+    assert (await life.ended(await life.submit())).reason is PASSED
+
+
+@pytest.mark.parametrize("times", [ONCE, FOR_LONG], ids=["once", "for long"])
+@pytest.mark.parametrize("error", ERRORS)
+async def test_a_job_whose_connection_and_log_fail_still_gets_its_verdict(
+    life: Life, error: type[CiworkerError], times: int
+) -> None:
+    job = await life.submit("echo one; sleep 0.2; echo two; exit 4")
+    await life.printed(job, b"one\n")
+
+    async with outage(life, "log", error, times, after=False):
+        (box,) = life.engine._boxes.values()
+        await box.attachments[0].cut()
+
+    ended = await life.ended(job)
+    assert (ended.reason, ended.exit_code) == (Reason.TESTS_FAILED, 4)
+    lost = issubclass(error, EngineRefused)
+    assert ended.log_incomplete == lost
+    assert await life.text(job) == (b"one\n" if lost else b"one\ntwo\n")
+
+
+@pytest.mark.parametrize("call", ["create", "attach", "start", "inspect", "remove"])
+async def test_many_jobs_get_through_an_engine_that_often_fails(new_lab: NewLab, call: str) -> None:
+    async with new_lab(max_jobs=4, start_attempts=50).life() as life:
+        for _ in range(6):
+            life.engine.fail(call, EngineFailed("no"))
+        jobs = [await life.submit(f"echo {n}; exit {n % 2}") for n in range(6)]
+
+        for n, job in enumerate(jobs):
+            ended = await life.ended(job)
+            assert ended.exit_code == n % 2
+            assert await life.text(job) == f"{n}\n".encode()
+
+
+async def test_an_engine_that_is_away_costs_no_job(life: Life) -> None:
+    job = await life.submit("echo one; sleep 0.3; echo two")
+    await life.printed(job, b"one\n")
+
+    await life.engine.crash(live_restore=True)
+    waiting = await life.submit()
+    await asyncio.sleep(0.1)
+    found = await life.jobs.get(waiting)
+    assert found
+    assert found.status is Status.QUEUED
+    life.engine.boot()
+
+    assert (await life.ended(job)).reason is PASSED
+    assert await life.text(job) == b"one\ntwo\n"
+    assert (await life.ended(waiting)).reason is PASSED
+
+
+async def test_a_container_that_the_restarted_engine_took_along_is_told_as_such(
+    life: Life,
+) -> None:
+    job = await life.submit("echo one; sleep 60")
+    await life.printed(job, b"one\n")
+
+    gate = life.engine.hold("inspect")
+    await life.engine.restart()
+    await life.until(job, lambda found: found.engine_restarted_at is not None)
+    gate.set()
+
+    ended = await life.ended(job)
+    assert (ended.status, ended.reason) == (Status.FAILED, Reason.ENGINE_RESTARTED)
+    assert "the Docker engine restarted" in [e.message for e in await life.jobs.history(job)]
+    assert (await life.ended(await life.submit())).reason is PASSED
+
+
+async def test_a_container_that_somebody_removed_is_no_test_failure(life: Life) -> None:
+    job = await life.submit("echo one; sleep 60")
+    await life.printed(job, b"one\n")
+    (name,) = life.up()
+
+    await life.engine.remove(name)
+
+    ended = await life.ended(job)
+    assert (ended.status, ended.reason) == (Status.FAILED, Reason.KILLED_OUTSIDE)
+    assert (await life.ended(await life.submit())).reason is PASSED
+
+
+async def test_a_missing_image_is_the_jobs_own_failure(life: Life) -> None:
+    life.engine.fail("create", ImageMissing("No such image"))
+
+    ended = await life.ended(await life.submit())
+
+    assert (ended.status, ended.reason) == (Status.FAILED, Reason.IMAGE_MISSING)
+
+
+# -- attempts
+
+
+async def test_a_transfer_that_is_lost_is_tried_again_and_then_given_up(life: Life) -> None:
+    """Every connection breaks before the archive is sent."""
+    for _ in range(3):
+        life.engine.fail("read", EngineUnavailable("cut"))
+    gate = life.engine.hold("write")
+    job = await life.submit()
+    async with asyncio.timeout(10):
+        while life.calls("start") < 3:
+            await asyncio.sleep(0.005)
+    gate.set()
+
+    ended = await life.ended(job)
+    assert (ended.status, ended.reason) == (Status.FAILED, Reason.TRANSFER_FAILED)
+    assert ended.attempt == 3
+    assert "in 3 attempts" in (ended.message or "")
+    steps = [(entry.before, entry.after) for entry in await life.jobs.history(job)]
+    assert steps.count((Status.STARTING, Status.QUEUED)) == 2
+    names = [about for call, about in life.engine.calls if call == "create"]
+    assert names == [f"ci-{job.lower()}-{attempt}" for attempt in (1, 2, 3)]
+    life.engine._gates.clear()
+    assert (await life.ended(await life.submit())).reason is PASSED
+
+
+async def test_a_job_in_its_backoff_lets_the_next_one_go_first(
+    life: Life, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ciworker.control.steps.REQUEUE_FIRST", 0.2)
+    life.engine.fail("read", EngineUnavailable("cut"))
+    gate = life.engine.hold("write")
+    first = await life.submit()
+    requeued = await life.until(first, lambda job: job.not_before is not None)
+    life.engine._gates.clear()
+    gate.set()
+    second = await life.submit()
+
+    ended, other = await life.ended(first), await life.ended(second)
+
+    assert requeued.status is Status.QUEUED
+    assert (ended.attempt, ended.reason, other.reason) == (2, PASSED, PASSED)
+    assert ended.started_at
+    assert other.started_at
+    assert requeued.not_before
+    assert other.started_at < requeued.not_before <= ended.started_at
+    assert ended.not_before is None
