@@ -112,29 +112,38 @@ class Controller:
     # jobs
 
     async def _reconcile_job(self, job_id: str, outcomes: list[Outcome]) -> None:
+        look: Look | None = None
         for _ in range(MOST_STEPS):
-            job = await self._jobs.get(job_id)
+            job = await self._jobs.current(job_id)
             if job is None:
                 self._forget(job_id)
                 await self._remove_all_of(job_id, outcomes)
                 return
-            look = await self._look(job)
+            look = await self._look(job, look)
             if not await self._step(look, outcomes):
                 self._set_timer(look)
                 return
         logger().error("a job does not come to rest", steps=MOST_STEPS)
         self._queue.add_after(job_key(job_id), 1.0)
 
-    async def _look(self, job: Job) -> Look:
+    async def _look(self, job: Job, before: Look | None) -> Look:
         life = self._life(job)
         job = await self._note_events(job, life)
-        container = await self._engine.inspect(job.container_name) if job.attempt else None
+        container = await self._container(job, life, before)
         now, monotonic = self._clock.now(), self._clock.monotonic()
         arm(job, life, container, self._patience, now=now, monotonic=monotonic)
         down = container is None or container.state.down
         if life.sender is not None and down:
             life.sender.cancel()
         return Look(job, life, container)
+
+    async def _container(self, job: Job, life: Life, before: Look | None) -> Container | None:
+        """Ask the engine, but where the answer cannot have changed."""
+        if job.attempt == 0 or life.untouched:
+            return None
+        if before is not None and before.only_read_the_end:
+            return before.container
+        return await self._engine.inspect(job.container_name)
 
     async def _step(self, look: Look, outcomes: list[Outcome]) -> bool:
         """Decide and act once. True when there may be more to do at once."""
@@ -232,7 +241,12 @@ class Controller:
             kills=[],
             oom=False,
             engine_restarted_at=None,
+            stop_cause=None,
+            stop_at=None,
+            stop_by=None,
         )
+        if moved is not None:
+            self._lives[moved.id] = Life(moved.attempt, untouched=True)
         self._queue.add(job_key(head.id))
         return moved is not None
 

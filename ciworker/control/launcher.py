@@ -1,11 +1,9 @@
 """Starts containers: what is wanted of one, and the sending of its archive."""
 
-import asyncio
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
-from ciworker.control.clock import Clock
 from ciworker.domain.container import (
     LABEL_ATTEMPT,
     LABEL_INSTANCE,
@@ -15,12 +13,11 @@ from ciworker.domain.container import (
 from ciworker.domain.job import Job
 from ciworker.domain.mark import start_mark
 from ciworker.engine.port import Attachment, ContainerSpec, Image
-from ciworker.errors import EngineUnavailable, StoreUnavailable
+from ciworker.errors import EngineUnavailable
 from ciworker.settings import Settings
 from ciworker.source.archive import SpoolCorrupt
 from ciworker.source.shim import CONTAINER_COMMAND, RUN_MEMBER, run_script
 from ciworker.source.spool import END_OF_ARCHIVE, clean_tar, tar_member
-from ciworker.store.jobs import Jobs
 from ciworker.telemetry import logger
 
 ENGINE_LOG_FACTOR = 8
@@ -59,13 +56,11 @@ def container_spec(job: Job, settings: Settings, instance: str, image: Image) ->
 class Sender:
     """Sends a job's length and archive into its attached container."""
 
-    def __init__(self, jobs: Jobs, settings: Settings, clock: Clock) -> None:
-        self._jobs = jobs
+    def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._clock = clock
 
-    async def send(self, job: Job, container: str, attachment: Attachment, spool: Path) -> None:
-        """Send everything; `sent_at` is committed before the last member goes out.
+    async def send(self, job: Job, attachment: Attachment, spool: Path) -> None:
+        """Send everything; that it is sent has been committed.
 
         Raises:
             SpoolCorrupt: the stored workspace is missing or damaged.
@@ -75,20 +70,9 @@ class Sender:
             await attachment.write(b"%d\n" % (job.tar_length + len(last)))
             for piece in _counted(spool, job.tar_length):
                 await attachment.write(piece)
-            await self._note_sent(job, container)
             await attachment.write(last)
         except EngineUnavailable as error:
             logger().info("sending broke off", error=str(error))
-
-    async def _note_sent(self, job: Job, container: str) -> None:
-        """Tried for as long as the store is unavailable: `transfer_timeout` bounds all of it."""
-        while True:
-            now = self._clock.now()
-            try:
-                return await self._jobs.note_quietly(job.id, sent_at=now, container_id=container)
-            except StoreUnavailable as error:
-                logger().warning("the last member waits for the store", error=str(error))
-                await asyncio.sleep(STORE_RETRY)
 
     def _last_member(self, job: Job) -> bytes:
         script = run_script(

@@ -17,6 +17,7 @@ from ciworker.domain.job import Job, Mark, Reason, Status
 class Life:
     """One attempt of one job. Times are monotonic seconds.
 
+    untouched: this process admitted the attempt and has not yet tried to create its container.
     terminated: TERM was sent in this life of the process. ours: we sent KILL. kills, oom: told by
     events, to be noted before the next decision. heard: actions of this attempt's container that
     events told of.
@@ -31,6 +32,7 @@ class Life:
     transfer_deadline: float | None = None
     deadline: float | None = None
     kill_at: float | None = None
+    untouched: bool = False
     terminated: bool = False
     ours: bool = False
     kills: list[int] = field(default_factory=list)

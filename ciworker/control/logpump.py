@@ -279,10 +279,12 @@ class LogPump:
             await self._drained.wait()
 
     async def _wait_to_be_told(self) -> None:
-        """The source is at its end: only a look at the container says what that means."""
+        """The source is at its end: only a look at the container says what that means.
+
+        The event that tells of its exit is about to come; a look is asked for if it does not.
+        """
         if not self._is_down:
             self._told.clear()
-            self._on_progress()
             again = asyncio.get_running_loop().call_later(END_OF_STREAM_WAIT, self._on_progress)
             try:
                 await self._told.wait()

@@ -56,6 +56,12 @@ class Look:
         overdue = self.action.verb is Verb.KILL and not self.job.status.terminal
         return overdue or self.action.verb in _NO_EVENTS_BUSINESS
 
+    @property
+    def only_read_the_end(self) -> bool:
+        """Its container was down, and all that was done is to read: it still is as it was."""
+        down = self.container is not None and self.container.state.down
+        return down and self.action.verb in (Verb.READ_OUTPUT, Verb.LOOK_FOR_MARK)
+
     def outcome(self) -> Outcome:
         name = self.container.name if self.container else self.job.container_name
         since = self.container.changed_at if self.container else None

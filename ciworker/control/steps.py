@@ -25,12 +25,13 @@ from ciworker.domain.verdict import CONTAINER_LOST, ENGINE_RESTARTED, killed_sen
 from ciworker.engine.port import Attachment, Engine
 from ciworker.errors import (
     CiworkerError,
+    ContainerMissing,
     EngineFailed,
     EngineRefused,
-    EngineUnavailable,
     ImageMissing,
     NameTaken,
     StoreUnavailable,
+    TryAgain,
 )
 from ciworker.feed.feed import Feed
 from ciworker.settings import Settings
@@ -76,7 +77,7 @@ class Steps:
         self._engine, self._jobs, self._logs = parts.engine, parts.jobs, parts.logs
         self._writer, self._feed, self._queue = parts.writer, parts.feed, parts.queue
         self._supervisor, self._forget = parts.supervisor, forget
-        self._sender = Sender(parts.jobs, parts.settings, parts.clock)
+        self._sender = Sender(parts.settings)
         self._pulls = Pulls(parts.engine, parts.supervisor, parts.settings.pull)
         self._log_limits = LogLimits(
             parts.settings.log_limit, engine_log_size(parts.settings) * 8 // 10
@@ -111,6 +112,7 @@ class Steps:
             if image is None:
                 return False
             spec = container_spec(job, self._settings, self._instance, image)
+            look.life.untouched = False
             container_id = await self._engine.create(spec)
         except NameTaken:
             return True
@@ -132,24 +134,38 @@ class Steps:
             pump = await self._new_pump(job, container)
             attachment = await self._engine.attach(container)
             self._run_pump(job, life, pump, attachment)
-            await self._engine.start(container)
+            await self._begin(job, container)
+        except ContainerMissing:
+            await self._let_go(life)
+            return True
         except EngineFailed as error:
             return await self._start_failed(look, error)
         except EngineRefused as error:
             return await self._fail(look, Reason.START_REFUSED, _refused(job, error))
-        except EngineUnavailable:
+        except TryAgain:
             await self._let_go(life)  # if it did start, it ends by itself: nothing was sent
             raise
         life.transfer_deadline = self._clock.monotonic() + self._settings.transfer_timeout
         life.sender = self._supervisor.spawn(
-            self._send(job, life, container, attachment), name=f"send {job.id}"
+            self._send(job, life, attachment), name=f"send {job.id}"
         )
         return False
 
-    async def _send(self, job: Job, life: Life, container: str, attachment: Attachment) -> None:
+    async def _begin(self, job: Job, container: str) -> None:
+        """Start it, and meanwhile commit that it is sent to: before anything is."""
+        noted, started = await asyncio.gather(
+            self._jobs.note_quietly(job.id, sent_at=self._clock.now(), container_id=container),
+            self._engine.start(container),
+            return_exceptions=True,
+        )
+        for error in (started, noted):
+            if isinstance(error, BaseException):
+                raise error
+
+    async def _send(self, job: Job, life: Life, attachment: Attachment) -> None:
         try:
             spool = self._settings.spool_file(job.id)
-            await self._sender.send(job, container, attachment, spool)
+            await self._sender.send(job, attachment, spool)
         except SpoolCorrupt as error:
             life.workspace_error = str(error)
             self._queue.add(job_key(job.id))
@@ -276,6 +292,15 @@ class Steps:
     async def _kill(self, look: Look) -> bool:
         life = look.life
         life.ours = True
+        if look.job.status is Status.STARTING and look.job.stop is None:
+            now = self._clock.now()
+            await self._jobs.note(
+                look.job.id,
+                now,
+                "stopping: the workspace did not arrive within transfer_timeout",
+                stop_cause=Reason.TRANSFER_FAILED,
+                stop_at=now,
+            )
         await self._engine.signal(look.found.id, signal.SIGKILL)
         if life.transfer_deadline is not None:  # no container is killed twice within the grace
             life.transfer_deadline = self._clock.monotonic() + self._settings.stop_grace

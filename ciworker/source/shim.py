@@ -23,15 +23,16 @@ exec sh {RUN_MEMBER} </dev/null
 CONTAINER_COMMAND = ("sh", "-c", _COMMAND)
 
 # `kill -TERM -1` reaches every process of the container but its init and this shell itself.
-# A `wait` that the trap interrupts returns the signal's code, not the job's: hence the loop.
+# A `wait` that the trap interrupts returns the signal's code, not the job's: hence the loop. It
+# would also write `Terminated` into the job's own log (seen with dash): hence /dev/null.
 _RUN = """\
 {exports}
 trap 'stopping=1; kill -TERM -1 2>/dev/null' TERM
 printf '%s\\n' {mark}
 mkdir -p {workspace}/src && cd {workspace}/src || exit {refused}
 sh -c {run} & job=$!
-wait "$job"; code=$?
-while kill -0 "$job" 2>/dev/null; do wait "$job"; code=$?; done
+wait "$job" 2>/dev/null; code=$?
+while kill -0 "$job" 2>/dev/null; do wait "$job" 2>/dev/null; code=$?; done
 while [ -n "$stopping" ] && kill -0 -1 2>/dev/null; do sleep 0.05; done
 exit "$code"
 """

@@ -4,14 +4,16 @@ Every change of a status is one transaction that checks what the caller believed
 the row, and writes its line of history; callers that lost a race get None and look again.
 """
 
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from typing import Any, TypeVar
 
 import orjson
-from sqlalchemy import func, literal_column, or_, update
+from sqlalchemy import Row, Table, func, insert, literal_column, or_, update
 from sqlalchemy import select as sql_select
+from sqlalchemy.sql.dml import ReturningUpdate
 from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
@@ -22,6 +24,7 @@ from ciworker.store.session import Database
 
 IDEMPOTENCY_WINDOW = timedelta(hours=24)
 ACTIVE = (Status.STARTING, Status.RUNNING)
+KEPT = 1024  # jobs kept as they were last written
 
 # A partial index is used only where the query spells its condition out, as no parameter.
 _QUEUED = col(JobRow.status) == literal_column("'queued'")
@@ -51,11 +54,16 @@ class Expect:
 
 
 class Jobs:
-    """The jobs of one database. `on_change` is called after each commit, with the job's id."""
+    """The jobs of one database. `on_change` is called after each commit, with the job's id.
+
+    One worker holds a store, and everything it writes goes through here: so the jobs written last
+    are kept as they were committed, and `current` need not ask the database for them.
+    """
 
     def __init__(self, database: Database, on_change: Callable[[str], None]) -> None:
         self._database = database
         self._on_change = on_change
+        self._written: OrderedDict[str, Job] = OrderedDict()
 
     async def add(self, job: Job, submitter: str, key: str | None) -> Job:
         """Store a new job, or find the one that the same submitter made with the same key.
@@ -75,10 +83,16 @@ class Jobs:
                 await session.merge(
                     SubmissionRow(token_id=submitter, key=key, job_id=job.id, at=job.created_at)
                 )
-            session.add(_event(job.id, job.created_at, (None, Status.QUEUED)))
+            event = _event(job.id, job.created_at, (None, Status.QUEUED))
+            await (await session.connection()).execute(insert(_EVENTS), event)
             return job
 
-        return await self._write(work)
+        def committed(stored: Job | None) -> None:
+            self._keep(stored)
+            if stored is job:
+                self._on_change(job.id)
+
+        return await self._commit(work, committed)
 
     async def submitted(self, submitter: str, key: str, now: datetime) -> Job | None:
         """The job made with this Idempotency-Key within the last 24 hours."""
@@ -89,7 +103,15 @@ class Jobs:
 
         return await self._database.read(work)
 
+    async def current(self, job_id: str) -> Job | None:
+        """The job as it was last committed; `log_lines` may be behind while it runs."""
+        if job_id not in self._written and (found := await self.get(job_id)):
+            self._written.setdefault(job_id, found)  # what a commit left there meanwhile is newer
+            self._bound()
+        return self._written.get(job_id)
+
     async def get(self, job_id: str) -> Job | None:
+        """The job as the database has it."""
         return await self._database.read(lambda session: _find(session, job_id))
 
     async def page(
@@ -101,14 +123,14 @@ class Jobs:
         project: str | None = None,
     ) -> list[Job]:
         """Newest first; `before` is the id of the last one of the page before."""
-        query = select(JobRow, _LOG_LINES).order_by(col(JobRow.id).desc()).limit(limit)
+        query = sql_select(*_COLUMNS).order_by(col(JobRow.id).desc()).limit(limit)
         if before is not None:
             query = query.where(col(JobRow.id) < before)
         if status is not None:
             query = query.where(col(JobRow.status) == status.value)
         if project is not None:
             query = query.where(col(JobRow.project) == project)
-        return [_job(row, lines) for row, lines in await self._database.rows(query)]
+        return [_job(row) for row in await self._database.table(query)]
 
     async def history(self, job_id: str) -> list[HistoryEntry]:
         """Oldest first."""
@@ -136,15 +158,16 @@ class Jobs:
     async def queue_head(self, now: datetime) -> Job | None:
         """Highest priority, then oldest, of those whose backoff is over."""
         query = (
-            select(JobRow, _LOG_LINES)
+            sql_select(*_COLUMNS)
             .where(
                 _QUEUED,
                 or_(col(JobRow.not_before).is_(None), col(JobRow.not_before) <= now),
             )
             .order_by(col(JobRow.priority).desc(), col(JobRow.id))
+            .limit(1)
         )
-        found = await self._database.first(query)
-        return _job(*found) if found else None
+        found = await self._database.table(query)
+        return _job(found[0]) if found else None
 
     async def next_backoff(self) -> datetime | None:
         """When the first of the queued jobs that wait out a backoff may be tried again."""
@@ -202,24 +225,23 @@ class Jobs:
         values = {"status": to.value, **changes}
         if to.terminal:
             values |= {"reason": reason, "message": message, "finished_at": at}
-        statement = (
-            update(JobRow)
-            .where(
-                col(JobRow.id) == job_id,
-                col(JobRow.status) == expect.status.value,
-                col(JobRow.attempt) == expect.attempt,
-            )
-            .values(**values)
+        statement = _changed(job_id, values).where(
+            col(JobRow.status) == expect.status.value, col(JobRow.attempt) == expect.attempt
         )
 
         async def work(session: AsyncSession) -> Job | None:
-            if not (await session.exec(statement)).rowcount:
+            connection = await session.connection()
+            row = (await connection.execute(statement)).first()
+            if row is None:
                 return None
-            session.add(_event(job_id, at, (expect.status, to), reason, message))
-            await session.flush()
-            return await _read(session, job_id)
+            event = _event(job_id, at, (expect.status, to), reason, message)
+            await connection.execute(insert(_EVENTS), event)
+            return _job(row)
 
-        return await self._write(work)
+        moved = await self._write(work)
+        if moved is None:
+            self._written.pop(job_id, None)  # where the belief came from is asked no more
+        return moved
 
     async def note(
         self,
@@ -236,31 +258,55 @@ class Jobs:
             job = await _find(session, job_id)
             if job is None or job.status.terminal:
                 return None
-            session.add(_event(job_id, at, (job.status, job.status), reason, message))
+            connection = await session.connection()
+            event = _event(job_id, at, (job.status, job.status), reason, message)
+            await connection.execute(insert(_EVENTS), event)
             if not changes:
                 return job
-            await session.exec(update(JobRow).where(col(JobRow.id) == job_id).values(**changes))
-            return await _read(session, job_id)
+            return _job((await connection.execute(_changed(job_id, changes))).one())
 
         return await self._write(work)
 
     async def note_quietly(self, job_id: str, **changes: Any) -> None:
         """Write facts that are no part of the history."""
-        statement = update(JobRow).where(col(JobRow.id) == job_id).values(**changes)
 
-        async def work(session: AsyncSession) -> None:
-            await session.exec(statement)
+        async def work(session: AsyncSession) -> Job | None:
+            connection = await session.connection()
+            row = (await connection.execute(_changed(job_id, changes))).first()
+            return _job(row) if row else None
 
-        await self._database.write(work)
+        await self._commit(work, self._keep)
 
     async def _write(self, work: Callable[[AsyncSession], Awaitable[_Changed]]) -> _Changed:
         """Commit, and tell of the change even where the caller was cancelled meanwhile."""
 
         def committed(job: Job | None) -> None:
+            self._keep(job)
             if job is not None:
                 self._on_change(job.id)
 
-        return await self._database.write(work, committed)
+        return await self._commit(work, committed)
+
+    async def _commit(
+        self,
+        work: Callable[[AsyncSession], Awaitable[_Changed]],
+        committed: Callable[[Job | None], None],
+    ) -> _Changed:
+        try:
+            return await self._database.write(work, committed)
+        except Exception:
+            self._written.clear()  # what a write that failed has left, only the database knows
+            raise
+
+    def _keep(self, job: Job | None) -> None:
+        if job is not None:
+            self._written[job.id] = job
+            self._written.move_to_end(job.id)
+            self._bound()
+
+    def _bound(self) -> None:
+        while len(self._written) > KEPT:
+            self._written.popitem(last=False)
 
 
 _LOG_LINES = (
@@ -269,7 +315,11 @@ _LOG_LINES = (
     .order_by(col(LogChunkRow.first).desc())
     .limit(1)
     .scalar_subquery()
+    .label("log_lines")
 )
+_JOBS: Table = JobRow.__table__  # type: ignore[attr-defined] # SQLModel makes it
+_EVENTS: Table = JobEventRow.__table__  # type: ignore[attr-defined]
+_COLUMNS = (*_JOBS.columns, _LOG_LINES)
 
 
 async def _submitted(session: AsyncSession, submitter: str, key: str, now: datetime) -> str | None:
@@ -281,10 +331,17 @@ async def _submitted(session: AsyncSession, submitter: str, key: str, now: datet
     return (await session.exec(query)).first()
 
 
+def _changed(job_id: str, values: Mapping[str, Any]) -> ReturningUpdate[Any]:
+    """An update of one job that gives what it became, as `_job` takes it."""
+    statement = update(_JOBS).where(col(JobRow.id) == job_id).values(**values)
+    return statement.returning(*_COLUMNS)
+
+
 async def _find(session: AsyncSession, job_id: str) -> Job | None:
-    query = select(JobRow, _LOG_LINES).where(col(JobRow.id) == job_id)
-    found = (await session.exec(query)).first()
-    return _job(*found) if found else None
+    connection = await session.connection()
+    query = sql_select(*_COLUMNS).where(col(JobRow.id) == job_id)
+    row = (await connection.execute(query)).first()
+    return _job(row) if row else None
 
 
 async def _read(session: AsyncSession, job_id: str) -> Job:
@@ -299,11 +356,16 @@ def _event(
     step: tuple[Status | None, Status],
     reason: Reason | None = None,
     message: str | None = None,
-) -> JobEventRow:
+) -> dict[str, Any]:
     before, after = step
-    return JobEventRow(
-        job_id=job_id, at=at, from_status=before, to_status=after, reason=reason, message=message
-    )
+    return {
+        "job_id": job_id,
+        "at": at,
+        "from_status": before,
+        "to_status": after,
+        "reason": reason,
+        "message": message,
+    }
 
 
 def _entry(row: JobEventRow) -> HistoryEntry:
@@ -331,7 +393,7 @@ def _row(job: Job) -> JobRow:
     )
 
 
-def _job(row: JobRow, log_lines: int | None) -> Job:
+def _job(row: Row[Any]) -> Job:
     return Job(
         id=row.id,
         status=Status(row.status),
@@ -360,12 +422,12 @@ def _job(row: JobRow, log_lines: int | None) -> Job:
         engine_restarted_at=row.engine_restarted_at,
         log_complete=row.log_complete,
         log_incomplete=row.log_incomplete,
-        log_lines=log_lines or 0,
+        log_lines=row.log_lines or 0,
         keep_until=row.keep_until,
     )
 
 
-def _stop(row: JobRow) -> Stop | None:
+def _stop(row: Row[Any]) -> Stop | None:
     if row.stop_cause is None or row.stop_at is None:
         return None
     return Stop(Reason(row.stop_cause), row.stop_at, row.stop_by)

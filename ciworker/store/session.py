@@ -17,7 +17,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Itera
 from pathlib import Path
 from typing import Any, Self, TypeVar, TypeVarTuple, overload
 
-from sqlalchemy import URL, event
+from sqlalchemy import URL, Executable, Row, event
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import AsyncAdaptedQueuePool
@@ -84,6 +84,14 @@ class Database:
         async def work(session: AsyncSession) -> Sequence[Any]:
             found: Sequence[Any] = (await session.exec(query)).all()
             return found
+
+        return await self.read(work)
+
+    async def table(self, query: Executable) -> Sequence[Row[Any]]:
+        """All rows of a query over columns: without entities, at a third of their cost."""
+
+        async def work(session: AsyncSession) -> Sequence[Row[Any]]:
+            return (await (await session.connection()).execute(query)).all()
 
         return await self.read(work)
 

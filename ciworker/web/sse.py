@@ -15,7 +15,7 @@ from ciworker.domain.log import Chunk
 from ciworker.errors import Unknown
 from ciworker.web.answers import before_first, found, number
 from ciworker.web.context import CONTEXT, Context
-from ciworker.web.models import JobModel, job_detail, job_model
+from ciworker.web.models import JobModel, job_model
 from ciworker.web.problems import Refused
 from ciworker.web.records import records
 from ciworker.web.streaming import streamed
@@ -57,7 +57,7 @@ async def _changes(context: Context, after: int) -> AsyncGenerator[bytes]:
         changes = await context.jobs.changes(after, limit=100)
         for change in changes:
             after = change.id
-            if job := await context.jobs.get(change.job_id):
+            if job := await context.jobs.current(change.job_id):
                 yield _event("status", job_model(job), str(after))
         while not changes and not await signal.wait(seen, COMMENT_INTERVAL):
             yield _COMMENT  # nothing changed, so nothing is asked
@@ -79,7 +79,7 @@ async def _follow(context: Context, job_id: str, after: int) -> AsyncGenerator[b
             yield b"".join(map(_frame, chunks))
             continue
         if job.status.terminal:
-            yield _event(END, job_detail(job, await context.jobs.history(job_id)), END)
+            yield _event(END, job_model(job), END)
             return
         while not await topic.changed.wait(seen, COMMENT_INTERVAL):
             yield _COMMENT  # nothing changed, so nothing is asked
@@ -102,7 +102,7 @@ def _retry() -> bytes:
 
 
 async def _job(context: Context, job_id: str) -> Job:
-    job = await context.jobs.get(job_id)
+    job = await context.jobs.current(job_id)
     if job is None:
         raise Unknown(f"there is no job {job_id!r} any more")
     return job

@@ -1,6 +1,7 @@
 """One job from submit to verdict, on a real engine."""
 
 import asyncio
+import itertools
 import time
 
 import pytest
@@ -27,7 +28,7 @@ async def test_lines_appear_as_they_are_printed(worker: Worker) -> None:
             if frame.event == "end":
                 break
     assert [text for _, text in seen] == ["line 1", "line 2", "line 3", "line 4"]
-    gaps = [later[0] - earlier[0] for earlier, later in zip(seen, seen[1:], strict=False)]
+    gaps = [later[0] - earlier[0] for earlier, later in itertools.pairwise(seen)]
     assert all(0.3 < gap < 0.7 for gap in gaps), gaps
 
 
@@ -52,7 +53,7 @@ async def test_how_the_job_exits_is_said_in_words(
 
 async def test_a_timeout_stops_the_job(worker: Worker) -> None:
     began = time.monotonic()
-    job = await worker.run("echo begun; sleep 60", timeout="1s")
+    job = await worker.run("echo begun; exec sleep 60", timeout="1s")
     assert (job["reason"], job["success"]) == ("timed_out", False)
     assert time.monotonic() - began < 5
     assert await worker.text(job["id"]) == b"begun\n"
@@ -89,7 +90,7 @@ async def test_a_job_that_ignores_term_is_gone_after_the_grace(worker: Worker) -
 async def test_a_container_taken_away_from_outside_is_told_within_a_second(
     worker: Worker, how: tuple[str, ...]
 ) -> None:
-    job_id = await worker.submit("echo begun; sleep 60")
+    job_id = await worker.submit("echo begun; exec sleep 60")
     await worker.wait_for_text(job_id, b"begun\n")
     await worker.wait(job_id, "running")
     await docker(*how, await worker.container(job_id))
@@ -122,5 +123,5 @@ async def test_jobs_run_as_many_at_once_as_allowed_by_priority_then_age(worker: 
     assert started == sorted(started)
     assert all(
         earlier["finished_at"] <= later["started_at"]
-        for earlier, later in zip(jobs, jobs[1:], strict=False)
+        for earlier, later in itertools.pairwise(jobs)
     )

@@ -22,7 +22,7 @@ from ciworker.domain.job import (
     Stop,
     status_of,
 )
-from ciworker.errors import Conflict, StoreRefused
+from ciworker.errors import Conflict, Invalid, StoreRefused
 from ciworker.store.jobs import IDEMPOTENCY_WINDOW, Expect, Jobs
 from ciworker.store.session import Database
 from tests.store.lab import NOW, SECOND, chunk, job_id, new_job, rows
@@ -261,6 +261,7 @@ async def test_the_same_key_gives_the_same_job_however_many_ask_at_once(
     )
 
     assert len({job.id for job in added}) == 1
+    assert changed == [added[0].id]
     assert len(await jobs.page(limit=100)) == 1
     assert len(await jobs.history(added[0].id)) == 1
     assert await jobs.submitted("token", "key", NOW) == added[0]
@@ -302,6 +303,63 @@ async def test_an_id_that_is_in_use_is_refused(jobs: Jobs, changed: list[str]) -
 
     assert await jobs.submitted("me", "key", NOW) is None
     assert changed == [job_id(1)]
+
+
+# -- the jobs written last
+
+
+async def test_the_current_job_is_the_one_in_the_database_after_every_step(jobs: Jobs) -> None:
+    job = await jobs.add(new_job(0), "me", "key")
+    assert await jobs.current(job.id) == await jobs.get(job.id)
+    await jobs.move(job.id, Expect(Status.QUEUED, 0), Status.STARTING, NOW, attempt=1)
+    assert await jobs.current(job.id) == await jobs.get(job.id)
+    await jobs.note_quietly(job.id, sent_at=NOW)
+    assert await jobs.current(job.id) == await jobs.get(job.id)
+    await jobs.note(job.id, NOW, "seen", cancel_by="me", kills=[9])
+    assert await jobs.current(job.id) == await jobs.get(job.id)
+    await jobs.move(
+        job.id, Expect(Status.STARTING, 1), Status.CANCELLED, NOW, reason=Reason.CANCELLED
+    )
+    assert await jobs.current(job.id) == await jobs.get(job.id)
+    await jobs.add(new_job(1), "me", "key")
+    assert await jobs.current(job.id) == await jobs.get(job.id)
+    assert await jobs.current("nobody") is None
+
+
+async def test_a_belief_that_proved_wrong_is_not_kept(jobs: Jobs, database: Database) -> None:
+    job = await brought(jobs, Status.STARTING)
+    await database.insert("UPDATE job SET status = 'running' WHERE id = ?", [job.id])
+    assert await jobs.current(job.id) == job
+
+    assert await jobs.move(job.id, Expect(job.status, 0), Status.RUNNING, NOW) is None
+
+    assert await jobs.current(job.id) == await jobs.get(job.id) != job
+
+
+async def test_after_a_write_that_failed_the_database_is_asked(
+    jobs: Jobs, database: Database
+) -> None:
+    job = await brought(jobs, Status.STARTING)
+    await database.insert("UPDATE job SET oom = 1 WHERE id = ?", [job.id])
+
+    with pytest.raises(Invalid):
+        await jobs.note(job.id, NOW, "\udcff")
+
+    assert await jobs.current(job.id) == await jobs.get(job.id) != job
+
+
+async def test_what_is_kept_is_bounded_and_the_oldest_goes_first(
+    jobs: Jobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ciworker.store.jobs.KEPT", 3)
+    for number in range(5):
+        await jobs.add(new_job(number), "me", None)
+    await jobs.note(job_id(2), NOW, "seen")
+
+    assert list(jobs._written) == [job_id(3), job_id(4), job_id(2)]
+    for number in range(5):
+        assert await jobs.current(job_id(number)) == await jobs.get(job_id(number))
+    assert len(jobs._written) == 3
 
 
 # -- lists

@@ -218,7 +218,8 @@ class Life:
         pulls = self.controller._steps._pulls
         assert (pulls._waiting, pulls._answers) == ({}, {})
         assert not self.writer._ready
-        gc.collect()  # a traceback may hold one in a cycle
+        if len(self.feed._topics):
+            gc.collect()  # a traceback may hold one in a cycle
         assert len(self.feed._topics) == 0
 
     def _unrest(self) -> bool:

@@ -22,8 +22,8 @@ from tests.unit.control.conftest import NewLab
 from tests.unit.control.lab import Life
 
 ERRORS = (EngineUnavailable, EngineFailed, EngineRefused, ContainerMissing)
-ONCE, FOR_LONG = 1, 10_000
-OUTAGE = 0.1  # seconds until the engine is itself again
+ONCE, FOR_LONG = 1, 1_000
+OUTAGE = 0.15  # seconds until the engine is itself again
 PASSED, REFUSED = Reason.PASSED, Reason.START_REFUSED
 
 
@@ -69,8 +69,9 @@ async def test_a_job_ends_once_and_the_next_one_runs(
 
     ended = await life.ended(job)
     spent = error is EngineFailed and times == FOR_LONG and not (call == "create" and after)
-    refused = issubclass(error, EngineRefused) or spent
-    if call in ("image", "create", "attach") and refused:
+    missing = error is ContainerMissing and call == "attach"  # looked for again, and found
+    refused = issubclass(error, EngineRefused) and not missing
+    if call in ("image", "create", "attach") and (refused or spent):
         assert (ended.status, ended.reason) == (Status.FAILED, REFUSED)
         assert await life.text(job) == b""
         assert "could not start" in (ended.message or "")
@@ -95,7 +96,7 @@ async def test_a_start_that_fails_is_tried_again_or_refused(
 
     ended = await life.ended(job)
     spent = error is EngineFailed and times == FOR_LONG
-    assert ended.reason is (REFUSED if issubclass(error, EngineRefused) or spent else PASSED)
+    assert ended.reason is (REFUSED if error is EngineRefused or spent else PASSED)
     if error is EngineFailed:
         told = [entry.message for entry in await life.jobs.history(job)]
         assert "the start failed and is tried again: no" in told
@@ -125,8 +126,11 @@ async def test_a_container_that_never_got_its_archive_is_given_up_in_time(
     assert await life.text(job) == b"hello\n"
 
 
-@pytest.mark.parametrize("after", [False, True], ids=["not done", "answer lost"])
-@pytest.mark.parametrize("times", [ONCE, FOR_LONG], ids=["once", "for long"])
+@pytest.mark.parametrize(
+    ("times", "after"),
+    [(ONCE, False), (ONCE, True), (FOR_LONG, False)],
+    ids=["once", "answer lost", "for long"],
+)
 @pytest.mark.parametrize("error", ERRORS)
 async def test_a_cancel_gets_through(
     life: Life, error: type[CiworkerError], times: int, after: bool
@@ -162,7 +166,7 @@ async def test_a_job_whose_connection_and_log_fail_still_gets_its_verdict(
     assert await life.text(job) == (b"one\n" if lost else b"one\ntwo\n")
 
 
-@pytest.mark.parametrize("call", ["create", "attach", "start", "inspect", "remove"])
+@pytest.mark.parametrize("call", ["create", "start", "inspect"])
 async def test_many_jobs_get_through_an_engine_that_often_fails(new_lab: NewLab, call: str) -> None:
     async with new_lab(max_jobs=4, start_attempts=50).life() as life:
         for _ in range(6):
