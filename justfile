@@ -25,7 +25,7 @@ lint:
     @scripts/setup
     @scripts/lint
 
-# how long until the first line, and how many lines a second
+# how long until the first line and the verdict, beside the engine's own API and docker run
 bench *arguments:
     @scripts/bench/latency {{ arguments }}
 

@@ -73,6 +73,7 @@ class Sender:
             await attachment.write(last)
         except EngineUnavailable as error:
             logger().info("sending broke off", error=str(error))
+            await attachment.close()  # the shim's input ends: it gives up, and so do we at once
 
     def _last_member(self, job: Job) -> bytes:
         script = run_script(

@@ -124,7 +124,10 @@ class LogPump:
         self._tail: deque[_Item] = deque()
         self._tail_bytes = 0
         self._left_out = [0, 0]  # lines, bytes
-        self._backlog = 0
+        self._backlog = 0  # bytes not stored yet
+        self._taken = 0  # those of them that the writer holds
+        self._returned = asyncio.Event()
+        self._returned.set()
         self._kept_bytes = end.total_bytes
         self._drained = asyncio.Event()
         self._drained.set()
@@ -193,6 +196,13 @@ class LogPump:
             self.incomplete = True
             self._finish()
 
+    async def abandoned(self) -> None:
+        """Let go of what the writer has not taken; return when it has stored what it took."""
+        self._pending.clear()
+        self._tail.clear()
+        self._backlog = self._taken
+        await self._returned.wait()
+
     # what the log writer calls
 
     def take(self) -> Batch | None:
@@ -213,9 +223,14 @@ class LogPump:
         )
         self._next_line = chunk.last + 1
         self._total_bytes += size
+        self._taken += size
+        self._returned.clear()
         return Batch(self._job_id, self._attempt, chunk, self._total_bytes, self._stored_cursor)
 
     def stored(self, batch: Batch) -> None:
+        self._taken -= len(batch.chunk.data)
+        if not self._taken:
+            self._returned.set()
         self._backlog -= len(batch.chunk.data)
         self._topic.append(batch.chunk)
         if self._backlog < BUFFER // 2 and not self._drained.is_set():

@@ -1,12 +1,15 @@
 """Images: looked up before each start, pulled beside the work queue, once for all who wait."""
 
+import asyncio
 from collections.abc import Callable
 from typing import Literal
 
 from ciworker.control.supervisor import Supervisor
 from ciworker.engine.port import Engine, Image
-from ciworker.errors import ImageMissing
+from ciworker.errors import ImageMissing, TryAgain
 from ciworker.telemetry import logger
+
+RETRY_DELAY = 1.0
 
 Policy = Literal["missing", "always", "never"]
 
@@ -46,15 +49,30 @@ class Pulls:
         self._waiting[name] = {job_id: again}
         self._supervisor.spawn(self._pull(name), name=f"pull {name}")
 
+    def forget(self, job_id: str) -> None:
+        """The job does not ask any more."""
+        self._answers.pop(job_id, None)
+        for waiting in self._waiting.values():
+            waiting.pop(job_id, None)
+
     async def _pull(self, name: str) -> None:
+        logger().info("pulling an image", image=name)
         error = None
+        while self._waiting[name]:
+            try:
+                error = await self._pulled(name)
+                break
+            except TryAgain as trouble:
+                logger().warning("a pull is tried again", image=name, error=str(trouble))
+                await asyncio.sleep(RETRY_DELAY)
+        for job_id, again in self._waiting.pop(name).items():
+            self._answers[job_id] = error
+            again()
+
+    async def _pulled(self, name: str) -> ImageMissing | None:
         try:
-            logger().info("pulling an image", image=name)
             await self._engine.pull(name)
-        except ImageMissing as missing:
-            logger().warning("an image could not be pulled", image=name, error=str(missing))
-            error = missing
-        finally:
-            for job_id, again in self._waiting.pop(name).items():
-                self._answers[job_id] = error
-                again()
+        except ImageMissing as error:
+            logger().warning("an image could not be pulled", image=name, error=str(error))
+            return error
+        return None

@@ -20,7 +20,7 @@ from ciworker.control.pulls import Pulls
 from ciworker.control.supervisor import Supervisor
 from ciworker.control.workqueue import WorkQueue
 from ciworker.domain.decide import Verb
-from ciworker.domain.job import Job, Reason, Status, status_of
+from ciworker.domain.job import Job, Mark, Reason, Status, status_of
 from ciworker.domain.verdict import CONTAINER_LOST, ENGINE_RESTARTED, killed_sentence, verdict
 from ciworker.engine.port import Attachment, Engine
 from ciworker.errors import (
@@ -28,6 +28,7 @@ from ciworker.errors import (
     ContainerMissing,
     EngineFailed,
     EngineRefused,
+    EngineUnavailable,
     ImageMissing,
     NameTaken,
     StoreUnavailable,
@@ -41,8 +42,10 @@ from ciworker.store.logs import LogReader, LogWriter
 from ciworker.telemetry import logger
 
 REQUEUE_FIRST = 0.2
+_LOST = (Reason.CONTAINER_LOST, Reason.ENGINE_RESTARTED, Reason.KILLED_OUTSIDE)
 SETTLE = END_OF_STREAM_WAIT + 0.25  # a look waits so long for a log's rest, then lets others go on
 CLOSE_WAIT = 5.0
+RETRY_PUMP = 1.0
 
 Queue = WorkQueue[Key, list[Outcome]]
 
@@ -135,9 +138,9 @@ class Steps:
             attachment = await self._engine.attach(container)
             self._run_pump(job, life, pump, attachment)
             await self._begin(job, container)
-        except ContainerMissing:
+        except ContainerMissing as error:
             await self._let_go(life)
-            return True
+            raise EngineUnavailable(f"the container went away while it started: {error}") from error
         except EngineFailed as error:
             return await self._start_failed(look, error)
         except EngineRefused as error:
@@ -208,9 +211,15 @@ class Steps:
         )
 
     def _replace(self, job: Job, life: Life) -> None:
-        """A pump failed: another one goes on from what is stored."""
-        life.pump = None
-        self._queue.add_after(job_key(job.id), 1.0)
+        """A pump failed: another one goes on from what is stored, once that is all."""
+
+        async def replace() -> None:
+            if life.pump is not None:
+                await life.pump.abandoned()
+            life.pump = None
+            self._queue.add_after(job_key(job.id), RETRY_PUMP)
+
+        self._supervisor.spawn(replace(), name=f"replace the pump of {job.id}")
 
     async def _watch(self, look: Look) -> bool:
         pump = await self._pump(look)
@@ -330,7 +339,6 @@ class Steps:
     ) -> bool:
         """Record the end, after the last line: no line is ever stored behind it."""
         await self._close_log(look)
-        pump = look.life.pump
         moved = await self._jobs.move(
             look.job.id,
             look.expect,
@@ -340,9 +348,10 @@ class Steps:
             message=message,
             exit_code=exit_code,
             log_complete=True,
-            log_incomplete=pump.incomplete if pump else _began_unread(look.job),
+            log_incomplete=_incomplete(look, reason),
         )
         if moved is not None:
+            self._pulls.forget(look.job.id)
             logger().info("job ended", job=look.job.id, reason=reason, message=message)
             self._forget(look.job.id)
             self._queue.add(DISPATCH)
@@ -379,9 +388,12 @@ class Steps:
         return lambda: self._queue.add(job_key(job.id))
 
 
-def _began_unread(job: Job) -> bool:
-    """Its container is gone, and whether all of its log was read nobody knows."""
-    return job.status.active and job.sent_at is not None
+def _incomplete(look: Look, reason: Reason) -> bool:
+    """Whether lines of the job may be missing; of one that never began none are."""
+    pump = look.life.pump
+    if look.job.status is Status.RUNNING or (pump is not None and pump.mark is Mark.SEEN):
+        return pump is None or pump.incomplete
+    return reason in _LOST
 
 
 def _refused(job: Job, error: CiworkerError) -> str:

@@ -2,6 +2,7 @@
 
 import signal
 from dataclasses import dataclass
+from datetime import timedelta
 
 from ciworker.domain.container import Container
 from ciworker.domain.job import Job, Reason
@@ -38,6 +39,8 @@ def verdict(job: Job, container: Container) -> Verdict:
 # events like anybody's (Docker 20.10.24; 143 for who obeys). 255: it lost sight of the container.
 _ENGINES_CODES = (137, 143, 255)
 
+MOMENT = timedelta(seconds=2)
+
 ENGINE_RESTARTED = (
     "the Docker engine restarted and took the container with it; the log may be incomplete: "
     "submit again or use `ciclient retry`"
@@ -55,8 +58,15 @@ def killed_sentence(signum: int | None) -> str:
 
 
 def _stopped_first(job: Job, container: Container) -> bool:
+    """A stop is decided on a container that is up: between that look and its note lies a moment.
+
+    A stop noted longer than that after the exit was noted by a clock that differs from the
+    engine's.
+    """
     assert job.stop is not None
-    return container.finished_at is None or job.stop.at <= container.finished_at
+    if container.finished_at is None:
+        return True
+    return not timedelta(0) < job.stop.at - container.finished_at <= MOMENT
 
 
 def _down_before_restart(job: Job, container: Container) -> bool:

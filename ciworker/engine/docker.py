@@ -90,18 +90,23 @@ class DockerEngine:
     async def pull(self, name: str) -> None:
         tagged = name if ":" in name.rpartition("/")[2] or "@" in name else f"{name}:latest"
         try:
-            with self._translated():
-                async with (
-                    asyncio.timeout(PULL_TIMEOUT),
-                    self._streams._query(  # rule 14: its own wrappers hide errors
-                        "images/create", "POST", params={"fromImage": tagged}, timeout=_NO_TIMEOUT
-                    ) as response,
-                ):
-                    with contextlib.closing(response):
-                        async for line in response.content:
-                            _raise_pull_error(json.loads(line))
-        except (EngineRefused, EngineUnavailable) as error:
+            async with asyncio.timeout(PULL_TIMEOUT):
+                await self._pull(tagged)
+        except (EngineRefused, EngineFailed) as error:
             raise ImageMissing(f"image {name!r} could not be pulled: {error}") from error
+        except TimeoutError as error:
+            raise ImageMissing(
+                f"image {name!r} was not pulled within {PULL_TIMEOUT:g} s"
+            ) from error
+
+    async def _pull(self, tagged: str) -> None:
+        with self._translated():
+            async with self._streams._query(  # rule 14: its own wrappers hide errors
+                "images/create", "POST", params={"fromImage": tagged}, timeout=_NO_TIMEOUT
+            ) as response:
+                with contextlib.closing(response):
+                    async for line in response.content:
+                        _raise_pull_error(json.loads(line))
 
     async def create(self, spec: ContainerSpec) -> str:
         try:

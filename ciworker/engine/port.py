@@ -98,7 +98,7 @@ class Engine(Protocol):
     async def image(self, name: str) -> Image | None: ...
 
     async def pull(self, name: str) -> None:
-        """Raises ImageMissing with the registry's reason."""
+        """Raises ImageMissing with the registry's reason; it may take minutes."""
 
     async def create(self, spec: ContainerSpec) -> str:
         """The new container's id. Raises NameTaken, ImageMissing."""

@@ -122,6 +122,5 @@ async def test_jobs_run_as_many_at_once_as_allowed_by_priority_then_age(worker: 
     started = [job["started_at"] for job in jobs]
     assert started == sorted(started)
     assert all(
-        earlier["finished_at"] <= later["started_at"]
-        for earlier, later in itertools.pairwise(jobs)
+        earlier["finished_at"] <= later["started_at"] for earlier, later in itertools.pairwise(jobs)
     )

@@ -112,13 +112,18 @@ def test_our_stop_is_the_reason_when_it_was_noted_before_the_exit(
     ("code", "reason"),
     [(0, Reason.PASSED), (1, Reason.TESTS_FAILED), (5, Reason.NO_TESTS)],
 )
-@pytest.mark.parametrize("after", [MOMENT, timedelta(seconds=3)])
+@pytest.mark.parametrize("after", [MOMENT, timedelta(seconds=1.5)])
 def test_our_stop_is_no_reason_when_the_job_had_ended_by_itself(
     code: int, reason: Reason, after: timedelta
 ) -> None:
     late = stopped(Reason.TIMED_OUT, EXIT + after)
     assert verdict(late, exited(code)) == verdict(JOB, exited(code))
     assert verdict(late, exited(code)).reason is reason
+
+
+def test_our_stop_counts_when_our_clock_is_ahead_of_the_engines() -> None:
+    job = stopped(Reason.CANCELLED, EXIT + timedelta(hours=1), "ann")
+    assert verdict(job, exited(143)).reason is Reason.CANCELLED
 
 
 def test_our_stop_counts_when_the_engine_does_not_say_when_the_job_ended() -> None:

@@ -1,0 +1,44 @@
+"""Ends that are easily told wrongly: of pulls that break off, of clocks that differ."""
+
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+
+from ciworker.domain.job import Reason, Status
+from ciworker.errors import EngineRefused, EngineUnavailable
+from tests.unit.control.lab import Lab, Life
+
+
+async def test_a_pull_that_breaks_off_is_tried_again(new_lab: Callable[..., Lab]) -> None:
+    async with new_lab().life() as life:
+        life.engine.registry = {"remote"}
+        life.engine.fail("pull", EngineUnavailable("no answer"), times=1)
+        assert (await life.ended(await life.submit(image="remote"))).reason is Reason.PASSED
+
+
+async def test_a_cancel_is_the_reason_though_our_clock_is_ahead_of_the_engines(life: Life) -> None:
+    life.engine.now = lambda: datetime.now(UTC)
+    job = await life.submit("echo one; sleep 60")
+    await life.printed(job, b"one\n")
+    life.lab.clock.wall += timedelta(hours=1)
+    await life.cancel(job)
+    assert (await life.ended(job)).reason is Reason.CANCELLED
+
+
+async def test_a_job_cancelled_while_its_image_is_pulled_leaves_nothing_behind(
+    new_lab: Callable[..., Lab],
+) -> None:
+    async with new_lab(max_jobs=2).life() as life:
+        life.engine.registry = {"slow"}
+        gate = life.engine.hold("pull")
+        job = await life.submit(image="slow")
+        await life.until(job, lambda found: found.status is Status.STARTING)
+        await life.cancel(job)
+        await life.ended(job)
+        gate.set()
+
+
+async def test_of_a_job_that_never_began_no_lines_are_missing(life: Life) -> None:
+    life.engine.fail("start", EngineRefused("no"))
+    ended = await life.ended(await life.submit())
+    assert ended.reason is Reason.START_REFUSED
+    assert not ended.log_incomplete
