@@ -25,9 +25,10 @@ lint:
     @scripts/setup
     @scripts/lint
 
-# how long until the first line and the verdict, beside the engine's own API and docker run
+# time to the first line and the verdict, beside the engine's own API; and what is asked while idle
 bench *arguments:
     @scripts/bench/latency {{ arguments }}
+    @scripts/bench/idle
 
 # compare the running worker's jobs with the engine's containers now
 resync:

@@ -39,6 +39,7 @@ from ciworker.web.models import ResyncReport
 
 IDLE_TIMEOUT = 60.0  # seconds a connection may take to bring a whole header, first or next
 SHUTDOWN_TIMEOUT = 1.0  # seconds for handlers to end, once their streams were told to
+FIRST_TOKEN = "first admin"  # noqa: S105 # its name
 DRAIN_TIMEOUT = 1.0  # seconds for lines that were read to be stored; the engine has them too
 
 
@@ -51,7 +52,8 @@ def serve(settings: Settings) -> None:
     """
     configure(settings.log_format)
     _raise_file_limit()
-    settings.spool.mkdir(parents=True, exist_ok=True, mode=0o700)
+    os.umask(0o077)  # what jobs print and are given is nobody else's on this machine
+    settings.spool.mkdir(parents=True, exist_ok=True)
     listener = _listen(settings)
     holder = f"the worker on http://{settings.host}:{listener.getsockname()[1]}"
     with StoreLock(settings.data_dir, holder), contextlib.closing(listener):
@@ -200,13 +202,20 @@ def _raise_file_limit() -> None:
 
 async def _first_token(settings: Settings, tokens: Tokens, clock: SystemClock) -> None:
     """At the first start: a token for whoever may read the data folder."""
-    if settings.admin_token.exists() or await tokens.list():
-        return
-    _, text = await tokens.create("first admin", Role.ADMIN, clock.now())
+    made = any(token.name == FIRST_TOKEN for token in await tokens.list())
     temporary = settings.admin_token.with_suffix(".new")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "w") as file:
-        file.write(text + "\n")
+    if settings.admin_token.exists() or (made and not temporary.exists()):
+        return
+
+    def publish(text: str) -> None:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(descriptor, "w") as file:
+            file.write(text + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    if not made:  # else a crash came between the commit and the new name
+        await tokens.create(FIRST_TOKEN, Role.ADMIN, clock.now(), publish=publish)
     temporary.rename(settings.admin_token)
     logger().info("first start: the admin token is stored", file=str(settings.admin_token))
 

@@ -21,7 +21,16 @@ from pydantic_settings import (
 from ciworker.units import parse_duration, parse_size
 
 PREFIX = "CIWORKER_"
-_NOT_SETTINGS = ("CIWORKER_TEST_",)  # the project's own test command hands values to its tests
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
+
+
+def _variables(value: dict[str, str]) -> dict[str, str]:
+    for name, text in value.items():
+        if not _VARIABLE.fullmatch(name) or "\0" in text:
+            raise ValueError(
+                f"{name!r} is no name of an environment variable, or its value has NUL"
+            )
+    return value
 
 
 def _off(value: object) -> object:
@@ -81,7 +90,7 @@ class Settings(BaseSettings):
     default_image: str = "python:3.12-slim"
     pull: Literal["missing", "always", "never"] = "missing"
     allowed_images: tuple[str, ...] = ("python:*",)
-    job_env: dict[str, str] = Field(default_factory=dict)
+    job_env: Annotated[dict[str, str], AfterValidator(_variables)] = Field(default_factory=dict)
     job_mounts: tuple[Annotated[str, AfterValidator(_mount)], ...] = ()
     log_format: Literal["auto", "console", "json"] = "auto"
     instance: str | None = None
@@ -166,8 +175,7 @@ def _with_file(config: Path) -> type[Settings]:
 def _refuse_unknown_names(environ: Mapping[str, str]) -> None:
     known = [PREFIX + name.upper() for name in Settings.model_fields]
     for name in environ:
-        foreign = not name.upper().startswith(PREFIX) or name.startswith(_NOT_SETTINGS)
-        if not foreign and name.upper() not in known:
+        if name.upper().startswith(PREFIX) and name.upper() not in known:
             raise ValueError(f"unknown setting {name} in the environment{_nearest(name, known)}")
 
 

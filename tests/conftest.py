@@ -11,12 +11,19 @@ from tests.driver import Worker
 WorkerFactory = Callable[..., Worker]
 
 
+def pytest_configure() -> None:
+    """What the host has set for a worker or a client of its own is not for the tests."""
+    for name in list(os.environ):
+        if name.startswith(("CIWORKER_", "CICLIENT_")):
+            del os.environ[name]
+
+
 @pytest.fixture(scope="session")
 def image() -> str:
     """The base image that `scripts/test` brought; its absence is a failure, never a skip."""
-    name = os.environ.get("CIWORKER_TEST_IMAGE")
+    name = os.environ.get("CI_TEST_IMAGE")
     if not name:
-        pytest.fail("CIWORKER_TEST_IMAGE is not set: run the tests by scripts/test")
+        pytest.fail("CI_TEST_IMAGE is not set: run the tests by scripts/test")
     return name
 
 

@@ -18,6 +18,7 @@ from ciworker.engine.port import Event
 from ciworker.errors import CiworkerError
 from ciworker.store.jobs import Expect
 from ciworker.telemetry import logger
+from ciworker.units import format_size
 
 WORKERS = 8
 MOST_STEPS = 20
@@ -207,6 +208,9 @@ class Controller:
     async def _dispatch(self, outcomes: list[Outcome]) -> None:
         """Admit the head of the queue as long as there is room; the commit is the admission."""
         while self.accepting and (head := await self._jobs.queue_head(self._clock.now())):
+            if head.spec.memory > self._settings.max_memory:
+                await self._refuse(head)
+                continue
             if not await self._has_room(head):
                 return
             container = await self._engine.inspect(head.container_name) if head.attempt else None
@@ -227,7 +231,24 @@ class Controller:
         free_memory = self._settings.max_memory - sum(active.values())
         return admit(head.spec.memory, self._settings.max_jobs - len(active), free_memory)
 
+    async def _refuse(self, head: Job) -> None:
+        """Nothing behind a job that can never start would start either."""
+        await self._jobs.move(
+            head.id,
+            Expect(Status.QUEUED, head.attempt),
+            Status.FAILED,
+            self._clock.now(),
+            reason=Reason.START_REFUSED,
+            message=f"its memory of {format_size(head.spec.memory)} is more than the worker's "
+            f"max_memory of {format_size(self._settings.max_memory)}: ask for less",
+            log_complete=True,
+        )
+        self._queue.add(job_key(head.id))
+
     async def _admit(self, head: Job) -> bool:
+        # Before the commit: from then on another worker may look at the job.
+        life = Life(head.attempt + 1, untouched=True)
+        self._lives[head.id] = life
         moved = await self._jobs.move(
             head.id,
             Expect(Status.QUEUED, head.attempt),
@@ -245,8 +266,8 @@ class Controller:
             stop_at=None,
             stop_by=None,
         )
-        if moved is not None:
-            self._lives[moved.id] = Life(moved.attempt, untouched=True)
+        if moved is None and self._lives.get(head.id) is life:
+            self._forget(head.id)
         self._queue.add(job_key(head.id))
         return moved is not None
 

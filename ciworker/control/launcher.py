@@ -22,7 +22,6 @@ from ciworker.telemetry import logger
 
 ENGINE_LOG_FACTOR = 8
 ENGINE_LOG_EXTRA = 64 * 2**20
-STORE_RETRY = 0.2
 
 
 def engine_log_size(settings: Settings) -> int:

@@ -18,6 +18,7 @@ from typing import NamedTuple
 from ciworker.domain.container import Container
 from ciworker.domain.job import Job, Mark, Status
 from ciworker.domain.log import (
+    LINES_PER_CUT,
     Chunk,
     Cursor,
     Cut,
@@ -37,7 +38,7 @@ from ciworker.telemetry import logger
 from ciworker.units import format_size
 
 BUFFER = 8 * 2**20
-CHUNK_BYTES = 512 * 2**10
+CHUNK_BYTES = 128 * 2**10
 PREAMBLE_BYTES = 4 * 2**10
 END_OF_STREAM_WAIT = 1.0  # the end of an attached stream may never come: engine-facts, rule 8
 RETRY_DELAY = 0.5
@@ -208,11 +209,12 @@ class LogPump:
     def take(self) -> Batch | None:
         if not self._pending or self.mark is not Mark.SEEN:
             return None
-        items, size = [], 0
-        while self._pending and size < CHUNK_BYTES:
+        items, size, lines = [], 0, 0
+        while self._pending and size < CHUNK_BYTES and lines < LINES_PER_CUT:
             item = self._pending.popleft()
             items.append(item)
             size += len(item.data)
+            lines += item.run.lines
         for item in items:
             if item.position is not None:
                 self._stored_cursor = self._stored_cursor.moved(item.run.stream, item.position)

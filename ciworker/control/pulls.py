@@ -9,7 +9,8 @@ from ciworker.engine.port import Engine, Image
 from ciworker.errors import ImageMissing, TryAgain
 from ciworker.telemetry import logger
 
-RETRY_DELAY = 1.0
+RETRY_FIRST = 0.5
+RETRY_MOST = 30.0
 
 Policy = Literal["missing", "always", "never"]
 
@@ -57,17 +58,27 @@ class Pulls:
 
     async def _pull(self, name: str) -> None:
         logger().info("pulling an image", image=name)
-        error = None
+        error: ImageMissing | None = ImageMissing(f"the pull of {name!r} failed: see the log")
+        try:
+            error = await self._answer(name)
+        finally:
+            for job_id, again in self._waiting.pop(name).items():
+                self._answers[job_id] = error
+                again()
+
+    async def _answer(self, name: str) -> ImageMissing | None:
+        """What the pull came to; tried again for as long as the engine is away and a job waits."""
+        delay = RETRY_FIRST
         while self._waiting[name]:
             try:
-                error = await self._pulled(name)
-                break
-            except TryAgain as trouble:
-                logger().warning("a pull is tried again", image=name, error=str(trouble))
-                await asyncio.sleep(RETRY_DELAY)
-        for job_id, again in self._waiting.pop(name).items():
-            self._answers[job_id] = error
-            again()
+                return await self._pulled(name)
+            except TryAgain as error:
+                logger().warning(
+                    "a pull is tried again", image=name, error=str(error), retry_in=delay
+                )
+                await asyncio.sleep(delay)
+                delay = min(delay * 2, RETRY_MOST)
+        return None
 
     async def _pulled(self, name: str) -> ImageMissing | None:
         try:

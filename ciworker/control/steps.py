@@ -207,16 +207,18 @@ class Steps:
     def _run_pump(self, job: Job, life: Life, pump: LogPump, attachment: Attachment | None) -> None:
         life.pump = pump
         life.pump_task = self._supervisor.spawn(
-            pump.run(attachment), name=f"pump {job.id}", on_error=lambda: self._replace(job, life)
+            pump.run(attachment),
+            name=f"pump {job.id}",
+            on_error=lambda: self._replace(job, life, pump),
         )
 
-    def _replace(self, job: Job, life: Life) -> None:
+    def _replace(self, job: Job, life: Life, pump: LogPump) -> None:
         """A pump failed: another one goes on from what is stored, once that is all."""
 
         async def replace() -> None:
-            if life.pump is not None:
-                await life.pump.abandoned()
-            life.pump = None
+            await pump.abandoned()
+            if life.pump is pump:
+                life.pump = None
             self._queue.add_after(job_key(job.id), RETRY_PUMP)
 
         self._supervisor.spawn(replace(), name=f"replace the pump of {job.id}")
@@ -332,7 +334,8 @@ class Steps:
         if look.container is not None:
             await self._engine.remove(look.container.id)
         by = look.job.cancel_by or "the operator"
-        return await self._end(look, Reason.CANCELLED, f"cancelled by {by} before it began")
+        began = "" if look.job.sent_at else " before it began"
+        return await self._end(look, Reason.CANCELLED, f"cancelled by {by}{began}")
 
     async def _end(
         self, look: Look, reason: Reason, message: str, *, exit_code: int | None = None

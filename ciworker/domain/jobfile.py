@@ -66,7 +66,7 @@ def resolve(files: Mapping[str, bytes], overrides: Mapping[str, object], bounds:
         project=wanted.get("project") or _project_name(files) or "unnamed",
         env={**table.get("env", {}), **wanted.get("env", {})},
     )
-    _check_bounds(spec, bounds)
+    check_bounds(spec, bounds)
     return spec
 
 
@@ -210,7 +210,12 @@ def unknown_key(key: str, known: Sequence[str], where: str) -> str:
     return f"unknown key {key!r} in {where}: {hint}"
 
 
-def _check_bounds(spec: Spec, bounds: Bounds) -> None:
+def check_bounds(spec: Spec, bounds: Bounds) -> None:
+    """Refuse what asks for more than is allowed.
+
+    Raises:
+        Invalid: naming the key, the demand and the setting that bounds it.
+    """
     if spec.timeout > bounds.max_timeout:
         raise Invalid(
             f"timeout of {spec.timeout:g} s is more than the {bounds.max_timeout:g} s "

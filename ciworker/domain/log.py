@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 FRAME = 16 * 1024  # json-file cuts a line into frames of this size: engine-facts, rule 11
 PIECE = 4 * FRAME
+LINES_PER_CUT = 2048  # what is worked on in one step stays small, also of empty lines
 
 
 class Stream(IntEnum):
@@ -195,7 +196,7 @@ class LineSplitter:
     def feed(self, data: bytes) -> Iterator[Cut]:
         """Bytes as the job wrote them."""
         while data:
-            if not self._partial and (whole := data.rfind(b"\n", 0, PIECE) + 1):
+            if not self._partial and (whole := data.rfind(b"\n", 0, _window(data)) + 1):
                 yield self._whole(data[:whole])
                 data = data[whole:]
             else:
@@ -234,6 +235,11 @@ class LineSplitter:
             Position(before.lines + 1) if ended else Position(before.lines, before.frames + frames)
         )
         return Cut(data, 1, ended)
+
+
+def _window(data: bytes) -> int:
+    """How far to look for whole lines: a piece, or as many bytes as lines are allowed."""
+    return LINES_PER_CUT if data.count(b"\n", 0, PIECE) > LINES_PER_CUT else PIECE
 
 
 class Skipper:

@@ -41,6 +41,7 @@ from ciworker.errors import (
 
 CALL_TIMEOUT = 30.0
 PULL_TIMEOUT = 900.0
+MOST_LINE = 4 * 2**20
 EVENT_ACTIONS = ("kill", "oom", "die", "start", "destroy")
 
 _SOCKETS = ("/var/run/docker.sock", "/run/docker.sock")
@@ -105,7 +106,7 @@ class DockerEngine:
                 "images/create", "POST", params={"fromImage": tagged}, timeout=_NO_TIMEOUT
             ) as response:
                 with contextlib.closing(response):
-                    async for line in response.content:
+                    async for line in _lines(response.content):
                         _raise_pull_error(json.loads(line))
 
     async def create(self, spec: ContainerSpec) -> str:
@@ -174,12 +175,13 @@ class DockerEngine:
                 asyncio.timeout(CALL_TIMEOUT),
                 self._event_stream({"since": at, "until": at}) as lines,
             ):
-                return any([_event(json.loads(line)) == event async for line in lines])
+                known = [_event(json.loads(line)) async for line in _lines(lines)]
+        return event in known
 
     async def events(self, since: str) -> AsyncIterator[Event | None]:
         async with self._event_stream({"since": since}) as lines:
             yield None
-            async for line in lines:
+            async for line in _lines(lines):
                 yield _event(json.loads(line))
         raise EngineUnavailable("the engine closed its event stream")
 
@@ -290,6 +292,17 @@ class DockerAttachment:
         except AssertionError:
             # aiodocker 0.27 asserts a connection; one that broke is closed already
             self._stream._closed = True
+
+
+async def _lines(content: aiohttp.StreamReader) -> AsyncIterator[bytes]:
+    """Lines of a stream; aiohttp's own reader refuses those over 128 KiB, and labels are long."""
+    rest = b""
+    async for data in content.iter_any():
+        *lines, rest = (rest + data).split(b"\n")
+        for line in lines:
+            yield line
+        if len(rest) > MOST_LINE:
+            raise EngineUnavailable(f"the engine sent a line of more than {MOST_LINE} bytes")
 
 
 def _local_socket() -> str:

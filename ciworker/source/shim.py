@@ -22,15 +22,17 @@ exec sh {RUN_MEMBER} </dev/null
 
 CONTAINER_COMMAND = ("sh", "-c", _COMMAND)
 
+# The job's variables are set for the job alone: this shell goes by its own.
 # `kill -TERM -1` reaches every process of the container but its init and this shell itself.
 # A `wait` that the trap interrupts returns the signal's code, not the job's: hence the loop. It
 # would also write `Terminated` into the job's own log (seen with dash): hence /dev/null.
 _RUN = """\
-{exports}
+stopping=
 trap 'stopping=1; kill -TERM -1 2>/dev/null' TERM
 printf '%s\\n' {mark}
 mkdir -p {workspace}/src && cd {workspace}/src || exit {refused}
-sh -c {run} & job=$!
+{{ {exports}
+exec sh -c {run}; }} & job=$!
 wait "$job" 2>/dev/null; code=$?
 while kill -0 "$job" 2>/dev/null; do wait "$job" 2>/dev/null; code=$?; done
 while [ -n "$stopping" ] && kill -0 -1 2>/dev/null; do sleep 0.05; done
@@ -50,7 +52,7 @@ BASE_ENV: Mapping[str, str] = {
 
 
 def run_script(run: str, env: Mapping[str, str], mark: bytes) -> bytes:
-    """The archive's last member: exports the environment, prints the mark, runs the job.
+    """The archive's last member: prints the mark, sets the environment, runs the job.
 
     Args:
         run: one shell command line.

@@ -64,6 +64,7 @@ class Jobs:
         self._database = database
         self._on_change = on_change
         self._written: OrderedDict[str, Job] = OrderedDict()
+        self._writes = 0
 
     async def add(self, job: Job, submitter: str, key: str | None) -> Job:
         """Store a new job, or find the one that the same submitter made with the same key.
@@ -105,10 +106,13 @@ class Jobs:
 
     async def current(self, job_id: str) -> Job | None:
         """The job as it was last committed; `log_lines` may be behind while it runs."""
-        if job_id not in self._written and (found := await self.get(job_id)):
-            self._written.setdefault(job_id, found)  # what a commit left there meanwhile is newer
-            self._bound()
-        return self._written.get(job_id)
+        if job_id in self._written:
+            return self._written[job_id]
+        writes = self._writes
+        found = await self.get(job_id)
+        if found is not None and writes == self._writes:  # else it may be older than a commit
+            self._remember(found)
+        return found
 
     async def get(self, job_id: str) -> Job | None:
         """The job as the database has it."""
@@ -294,17 +298,19 @@ class Jobs:
     ) -> _Changed:
         try:
             return await self._database.write(work, committed)
-        except Exception:
+        except BaseException:
+            self._writes += 1
             self._written.clear()  # what a write that failed has left, only the database knows
             raise
 
     def _keep(self, job: Job | None) -> None:
+        self._writes += 1
         if job is not None:
-            self._written[job.id] = job
-            self._written.move_to_end(job.id)
-            self._bound()
+            self._remember(job)
 
-    def _bound(self) -> None:
+    def _remember(self, job: Job) -> None:
+        self._written[job.id] = job
+        self._written.move_to_end(job.id)
         while len(self._written) > KEPT:
             self._written.popitem(last=False)
 

@@ -3,6 +3,7 @@
 import hashlib
 import hmac
 import secrets
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from enum import IntEnum
@@ -48,18 +49,35 @@ class Tokens:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def create(self, name: str, role: Role, at: datetime) -> tuple[Token, str]:
-        """A new token and its text, which cannot be had again."""
+    async def create(
+        self,
+        name: str,
+        role: Role,
+        at: datetime,
+        *,
+        publish: Callable[[str], None] = lambda _text: None,
+    ) -> tuple[Token, str]:
+        """A new token and its text, which cannot be had again.
+
+        Args:
+            name: whose it is.
+            role: what it may do.
+            at: now.
+            publish: gets the text before the token counts; if it raises, there is no token.
+        """
         token_id, secret = secrets.token_hex(6), secrets.token_urlsafe(SECRET_BYTES)
+        text = f"{_PREFIX}_{token_id}_{secret}"
         row = TokenRow(
             id=token_id, name=name, role=role.label, digest=_digest(secret), created_at=at
         )
 
         async def work(session: AsyncSession) -> None:
             session.add(row)
+            await session.flush()
+            publish(text)
 
         await self._database.write(work)
-        return Token(token_id, name, role, at), f"{_PREFIX}_{token_id}_{secret}"
+        return Token(token_id, name, role, at), text
 
     async def check(self, text: str) -> Token | None:
         """The token of this text, if it is one and is not revoked."""

@@ -76,7 +76,8 @@ async def _follow(context: Context, job_id: str, after: int) -> AsyncGenerator[b
                 yield _event("status", job_model(job))
         if chunks := await context.feed.read(job_id, after):
             after = chunks[-1].last
-            yield b"".join(map(_frame, chunks))
+            for chunk in chunks:
+                yield _frame(chunk)
             continue
         if job.status.terminal:
             yield _event(END, job_model(job), END)
@@ -85,7 +86,7 @@ async def _follow(context: Context, job_id: str, after: int) -> AsyncGenerator[b
             yield _COMMENT  # nothing changed, so nothing is asked
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=16)
 def _frame(chunk: Chunk) -> bytes:
     """Encoded once for all who watch; they hold the same chunk, so finding it costs its hash."""
     lines = b"".join(b"data: " + record + b"\n" for record in records(chunk))

@@ -14,9 +14,10 @@ async def streamed(
 ) -> web.StreamResponse:
     """Answer with these pieces.
 
-    A reader that takes nothing for WRITE_TIMEOUT seconds is let go, and one that has gone is no
-    error. Where a piece cannot be had the connection breaks, so that nobody takes what came for
-    the whole. Both abort the connection: closing it would wait until the reader took the rest.
+    A reader that does not take a piece within WRITE_TIMEOUT seconds is let go, and one that has
+    gone is no error. Between pieces others get their turn, however fast the reader is. Where a
+    piece cannot be had the connection breaks, so that nobody takes what came for the whole. Both
+    abort the connection: closing it would wait until the reader took the rest.
     """
     response = web.StreamResponse(headers=headers)
     await response.prepare(request)
@@ -26,6 +27,7 @@ async def streamed(
                 if not await _written(response, piece):
                     _abort(request)
                     return response
+                await asyncio.sleep(0)
         await response.write_eof()
     except ConnectionError:
         return response

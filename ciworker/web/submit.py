@@ -11,7 +11,7 @@ from aiohttp import web
 from pydantic import ValidationError
 
 from ciworker.domain.job import Job, Spec, Status
-from ciworker.domain.jobfile import resolve, unknown_key
+from ciworker.domain.jobfile import check_bounds, resolve, unknown_key
 from ciworker.errors import Conflict, Invalid
 from ciworker.source.archive import Limits, Workspace
 from ciworker.source.intake import Intake
@@ -48,6 +48,7 @@ async def retry(request: web.Request) -> web.Response:
     old = await found(request)
     if not old.status.terminal:
         raise Conflict(f"job {old.id} is {old.status}: it can be retried once it has ended")
+    check_bounds(old.spec, bounds_of(context.settings))  # they may have changed since
     job = _queued(
         context,
         context.new_id(),

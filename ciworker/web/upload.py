@@ -92,12 +92,13 @@ async def small_body(request: web.Request) -> bytes:
 async def drain(request: web.Request, most: int) -> None:
     """Read a body that is not needed, so that its sender sees the answer."""
     try:
-        while most > 0:
-            async with asyncio.timeout(READ_TIMEOUT):
-                data = await request.content.readany()
-            if not data:
-                return
-            most -= len(data)
+        async with asyncio.timeout(READ_TIMEOUT + most / SLOWEST):
+            while most > 0:
+                async with asyncio.timeout(READ_TIMEOUT):
+                    data = await request.content.readany()
+                if not data:
+                    return
+                most -= len(data)
     except TimeoutError:
         return
 

@@ -310,7 +310,7 @@ def main() -> None:
     options = parser.parse_args()
     if shutil.which("strace") is None:
         sys.exit("idle: strace is missing: install it, then try again")
-    image = os.environ["CIWORKER_TEST_IMAGE"]
+    image = os.environ["CI_TEST_IMAGE"]
     idle, busy, comments = interrupt.run(measure(options.seconds, image))
     counted = bool(busy.requests and busy.engine and busy.store and busy.fsyncs)
     if options.json:

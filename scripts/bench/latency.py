@@ -339,7 +339,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=25, help="at least 20 for a fair median")
     parser.add_argument("--json", action="store_true", help="one JSON document")
     options = parser.parse_args()
-    samples, facts = interrupt.run(run(options.rounds, os.environ["CIWORKER_TEST_IMAGE"]))
+    samples, facts = interrupt.run(run(options.rounds, os.environ["CI_TEST_IMAGE"]))
     reached, table = targets(samples), rows(samples)
     if options.json:
         held = [{**vars(target), "met": target.met} for target in reached]

@@ -1,6 +1,7 @@
 """Who gets in: the Host, the token, the role, on every route of the table."""
 
 import json
+import stat
 from collections.abc import Mapping
 
 import pytest
@@ -302,3 +303,8 @@ async def test_what_is_no_http_is_refused_and_the_worker_answers_on(
 ) -> None:
     assert (await exchange(shared, request_bytes)).status == 400
     assert (await ask(shared, "GET", "/healthz")).status == 200
+
+
+async def test_nobody_else_on_the_machine_can_read_the_data_folder(shared: Worker) -> None:
+    for path in (shared.data_dir, *shared.data_dir.rglob("*")):
+        assert stat.S_IMODE(path.stat().st_mode) & 0o077 == 0, path

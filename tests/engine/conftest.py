@@ -21,10 +21,10 @@ async def no_task_is_left() -> AsyncIterator[None]:
 
 @pytest.fixture
 def image() -> str:
-    name = os.environ.get("CIWORKER_TEST_IMAGE")
+    name = os.environ.get("CI_TEST_IMAGE")
     if not name:
         pytest.fail(
-            "these tests need a Docker engine and CIWORKER_TEST_IMAGE, an image that it has: "
+            "these tests need a Docker engine and CI_TEST_IMAGE, an image that it has: "
             "run scripts/test, which sees to both"
         )
     return name

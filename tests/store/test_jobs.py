@@ -606,3 +606,24 @@ async def test_instants_keep_their_microseconds_and_compare_in_any_zone(
     ((stored,),) = rows(path, "SELECT created_at FROM job")
     assert stored == int(NOW.timestamp()) * 10**6 + 678901
     assert (await jobs.page(limit=1))[0].created_at == NOW
+
+
+async def test_a_read_that_a_commit_overtakes_is_not_kept(
+    jobs: Jobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stored = await jobs.add(new_job(), "me", None)
+    jobs._written.clear()
+    read = jobs.get
+
+    async def overtaken(job_id: str) -> Job | None:
+        found = await read(job_id)
+        await jobs.note(job_id, NOW, "cancel", cancel_by="me")
+        jobs._written.clear()  # as a write that fails does
+        return found
+
+    monkeypatch.setattr(jobs, "get", overtaken)
+    await jobs.current(stored.id)
+    monkeypatch.undo()
+    current = await jobs.current(stored.id)
+    assert current is not None
+    assert current.cancel_by == "me"

@@ -207,9 +207,7 @@ def test_a_name_like_no_other_is_refused_with_where_to_look() -> None:
     )
 
 
-@pytest.mark.parametrize(
-    "name", ["CIWORKER", "CICLIENT_TOKEN", "MY_CIWORKER_PORT", "PATH", "CIWORKER_TEST_ENGINE"]
-)
+@pytest.mark.parametrize("name", ["CIWORKER", "CICLIENT_TOKEN", "MY_CIWORKER_PORT", "PATH"])
 def test_names_of_others_are_none_of_ours(
     loaded: Loaded, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:

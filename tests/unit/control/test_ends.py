@@ -42,3 +42,26 @@ async def test_of_a_job_that_never_began_no_lines_are_missing(life: Life) -> Non
     ended = await life.ended(await life.submit())
     assert ended.reason is Reason.START_REFUSED
     assert not ended.log_incomplete
+
+
+async def test_a_pull_that_fails_unforeseen_holds_up_no_later_job(
+    new_lab: Callable[..., Lab],
+) -> None:
+    async with new_lab().life() as life:
+        life.engine.registry = {"remote"}
+        life.engine.fail("pull", ValueError("a line too long"), times=1)
+        first = await life.ended(await life.submit(image="remote"))
+        assert first.reason is Reason.IMAGE_MISSING
+        assert (await life.ended(await life.submit(image="remote"))).reason is Reason.PASSED
+
+
+async def test_a_job_that_can_never_start_is_refused_and_the_next_one_runs(
+    new_lab: Callable[..., Lab],
+) -> None:
+    async with new_lab(max_memory=4 * 2**30).life() as life:
+        large = await life.submit(memory=8 * 2**30)
+        small = await life.submit()
+        refused = await life.ended(large)
+        assert (refused.status, refused.reason) == (Status.FAILED, Reason.START_REFUSED)
+        assert "max_memory" in (refused.message or "")
+        assert (await life.ended(small)).reason is Reason.PASSED
