@@ -25,10 +25,10 @@ lint:
     @scripts/setup
     @scripts/lint
 
-# time to the first line and the verdict, beside the engine's own API; and what is asked while idle
+# what is asked while idle; time to the first line and the verdict, beside the engine's own API
 bench *arguments:
-    @scripts/bench/latency {{ arguments }}
     @scripts/bench/idle
+    @scripts/bench/latency {{ arguments }}
 
 # compare the running worker's jobs with the engine's containers now
 resync:
