@@ -324,7 +324,7 @@ _LOG_LINES = (
     .label("log_lines")
 )
 _JOBS: Table = JobRow.__table__  # type: ignore[attr-defined] # SQLModel makes it
-_EVENTS: Table = JobEventRow.__table__  # type: ignore[attr-defined]
+_EVENTS: Table = JobEventRow.__table__  # type: ignore[attr-defined] # likewise
 _COLUMNS = (*_JOBS.columns, _LOG_LINES)
 
 

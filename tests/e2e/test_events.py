@@ -67,7 +67,9 @@ async def test_a_stream_s_head_and_its_frames_are_the_contract_s(shared: Worker)
     assert b"\r" not in body
     assert body.endswith(b"\n\n")
     first, log, end = body.removesuffix(b"\n\n").split(b"\n\n")
-    assert 1000 <= int(re.fullmatch(rb"retry: (\d+)", first)[1]) <= 3000  # type: ignore[index]
+    retry = re.fullmatch(rb"retry: (\d+)", first)
+    assert retry is not None
+    assert 1000 <= int(retry[1]) <= 3000
     name, *data, number = log.split(b"\n")
     assert (name, number) == (b"event: log", b"id: 7")
     assert all(line.startswith(b"data: {") for line in data)

@@ -314,3 +314,9 @@ def test_a_file_that_is_not_toml_is_refused_by_name(
     loaded: Loaded, tmp_path: Path, data: bytes
 ) -> None:
     assert refusal(loaded, data).startswith(f"{tmp_path / 'worker.toml'} is not valid TOML: ")
+
+
+@pytest.mark.parametrize("value", ['{"a-b": "x"}', '{"A; rm": "x"}', '{"A": "a\\u0000b"}'])
+def test_a_variable_for_jobs_that_no_shell_takes_is_refused(loaded: Loaded, value: str) -> None:
+    with pytest.raises(ValueError, match="job_env"):
+        loaded(job_env=value)
