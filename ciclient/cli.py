@@ -104,6 +104,14 @@ def submit(
     env: Annotated[list[str] | None, typer.Option(metavar="K=V", help="Repeatable.")] = None,
     priority: Annotated[int | None, typer.Option(help="Higher runs earlier.")] = None,
     project: Annotated[str | None, typer.Option(help="The job's project.")] = None,
+    rebuild: Annotated[
+        bool,
+        typer.Option("--rebuild", help="Run the setup anew; later jobs use what it makes."),
+    ] = False,
+    no_cache: Annotated[
+        bool,
+        typer.Option("--no-cache", help="Run the setup for this job alone; keep nothing of it."),
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="List what would be packed; send nothing.")
     ] = False,
@@ -129,6 +137,7 @@ def submit(
         env=options.environment(env or []),
         priority=priority,
         project=project,
+        cache=options.cache(rebuild=rebuild, no_cache=no_cache),
         command=options.command(context.obj),
     )
     if dry_run:

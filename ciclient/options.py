@@ -45,6 +45,12 @@ def cpus(count: float | None) -> float | None:
     return int(count) if count.is_integer() else count
 
 
+def cache(*, rebuild: bool, no_cache: bool) -> str | None:
+    if rebuild and no_cache:
+        raise Usage("--rebuild and --no-cache exclude each other")
+    return "rebuild" if rebuild else "off" if no_cache else None
+
+
 def duration(text: str) -> float:
     """Seconds of `90`, `90s`, `10m`, `2h`."""
     match = re.fullmatch(r"(\d{1,9})([smh]?)", text)

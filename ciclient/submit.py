@@ -27,6 +27,7 @@ class Overrides:
     env: dict[str, str] | None = None
     priority: int | None = None
     project: str | None = None
+    cache: str | None = None
     command: list[str] | None = None
 
     def as_spec(self) -> dict[str, object]:

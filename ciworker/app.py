@@ -15,8 +15,9 @@ from ulid import ULID, ULIDGenerator
 
 from ciworker.control.clock import SystemClock
 from ciworker.control.controller import WORKERS, Controller
+from ciworker.control.environments import EnvironmentController
+from ciworker.control.parts import Parts
 from ciworker.control.resync import Resync
-from ciworker.control.steps import Parts
 from ciworker.control.supervisor import Supervisor
 from ciworker.control.workqueue import WorkQueue
 from ciworker.domain.decide import Bucket
@@ -25,6 +26,7 @@ from ciworker.engine.events import EventWatch
 from ciworker.errors import EngineUnavailable
 from ciworker.feed.feed import Feed
 from ciworker.settings import Settings
+from ciworker.store.environments import Environments
 from ciworker.store.jobs import Jobs
 from ciworker.store.lock import StoreLock
 from ciworker.store.logs import LogReader, LogWriter
@@ -86,6 +88,7 @@ class Worker:
         jobs, tokens = Jobs(database, on_change=feed.job_changed), Tokens(database)
         await _first_token(settings, tokens, clock)
         await _remove_unowned_spool_files(settings, jobs)
+        new_id = await _ids(jobs)
         async with asyncio.TaskGroup() as tasks:
             parts = Parts(
                 settings=settings,
@@ -93,14 +96,17 @@ class Worker:
                 clock=clock,
                 engine=engine,
                 jobs=jobs,
+                environments=Environments(database),
                 logs=logs,
                 writer=writer,
                 feed=feed,
                 queue=WorkQueue(),
                 supervisor=Supervisor(tasks),
+                new_id=new_id,
             )
-            controller = Controller(parts)
-            resync = Resync(parts, controller)
+            environments = EnvironmentController(parts)
+            controller = Controller(parts, environments)
+            resync = Resync(parts, controller, environments)
             events = EventWatch(
                 engine,
                 on_event=controller.on_event,
@@ -111,14 +117,16 @@ class Worker:
                 settings=settings,
                 now=clock.now,
                 jobs=jobs,
+                environments=parts.environments,
                 logs=logs,
                 tokens=tokens,
                 feed=feed,
                 notify=controller.notify,
                 resync=lambda: _reported(resync),
+                remove_environment=environments.remove,
                 engine_ready=lambda: _check_engine(events),
                 store_ready=jobs.check,
-                new_id=await _ids(jobs),
+                new_id=new_id,
             )
             services = [
                 tasks.create_task(writer.run(), name="log writer"),

@@ -42,6 +42,10 @@ class ImageMissing(EngineRefused):
     """The engine has no such image and none could be pulled."""
 
 
+class ImageInUse(EngineRefused):
+    """A container or another image was made from it, or it has further names."""
+
+
 class StoreUnavailable(TryAgain):
     """The database is locked, its disk is full, or it cannot be written."""
 

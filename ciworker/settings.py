@@ -37,6 +37,24 @@ def _off(value: object) -> object:
     return None if value == "off" else value
 
 
+def _share_or_size(value: object) -> int | float:
+    """A share of a disk, such as `20%`, as a float; a size in bytes as an int."""
+    if isinstance(value, str) and value.endswith("%"):
+        value = _percentage(value)
+    if isinstance(value, float):
+        if not 0 < value <= 1:
+            raise ValueError(f"{value!r} has to be a share such as 20%, or a size such as 50g")
+        return value
+    return parse_size(value)
+
+
+def _percentage(text: str) -> float:
+    try:
+        return float(text[:-1]) / 100
+    except ValueError:
+        raise ValueError(f"{text!r} has to be a share such as 20%, or a size such as 50g") from None
+
+
 def _mount(value: str) -> str:
     source, _, rest = value.partition(":")
     target, _, mode = rest.partition(":")
@@ -81,6 +99,10 @@ class Settings(BaseSettings):
     job_cpus: float = Field(2.0, gt=0)
     max_job_cpus: float = Field(default_factory=lambda: float(_cores()), gt=0)
     job_pids: int = Field(512, ge=16)
+    max_setups: int = Field(2, ge=1)
+    setup_timeout: Duration = 30 * 60.0
+    setup_memory: Size = 4 * 2**30
+    environments_size: Annotated[int | float, BeforeValidator(_share_or_size)] = 0.2
     workspace_size: Size = 2**30
     no_output_timeout: Annotated[Duration | None, BeforeValidator(_off)] = None
     log_limit: Size = 64 * 2**20

@@ -152,6 +152,8 @@ class Worker:
         async with asyncio.timeout(DEADLINE):
             while names := await self.containers():
                 await docker("rm", "-f", "-v", *names, check=False)  # some are being removed
+            while images := await self.images():
+                await docker("rmi", "-f", *images, check=False)
 
     # the API
 
@@ -247,6 +249,14 @@ class Worker:
             "--format", "{{.Names}}",
         )  # fmt: skip
         return listed.decode().split()
+
+    async def images(self) -> list[str]:
+        """Ids of the images that carry this worker's instance label, those without a name too."""
+        listed = await docker(
+            "images", "--no-trunc", "--filter", f"label=ciworker.instance={self.instance}",
+            "--format", "{{.ID}}",
+        )  # fmt: skip
+        return sorted(set(listed.decode().split()))
 
     async def container(self, job_id: str) -> str:
         """The name of the container that runs this job."""

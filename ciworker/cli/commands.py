@@ -13,6 +13,7 @@ from typing import Annotated
 
 import typer
 
+from ciworker.cli import environments
 from ciworker.cli.api import Unreachable, call
 from ciworker.cli.tokens import RoleName, token_book
 from ciworker.errors import CiworkerError
@@ -35,6 +36,10 @@ cli = typer.Typer(
 )
 token = typer.Typer(help="Make, list and revoke access tokens.", no_args_is_help=True)
 cli.add_typer(token, name="token")
+env = typer.Typer(
+    help="List and remove environments: what setups left behind.", no_args_is_help=True
+)
+cli.add_typer(env, name="env")
 
 
 def run(serve: Serve) -> None:
@@ -100,6 +105,34 @@ def token_revoke(
     with _explained():
         token_book(load(config)).revoke(token_id)
     typer.echo(f"revoked {token_id}", err=True)
+
+
+@env.command("list")
+def env_list(config: Config = None, as_json: Json = False) -> None:
+    """List all environments, and say what the cache of them was worth."""
+    with _explained():
+        environments.show(load(config), as_json=as_json)
+
+
+@env.command("remove")
+def env_remove(
+    keys: Annotated[list[str], typer.Argument(metavar="KEY...", help="As `env list` shows them.")],
+    config: Config = None,
+) -> None:
+    """Remove environments that no job needs; the next job that does sets its own up anew."""
+    with _explained():
+        for key in keys:
+            typer.echo(f"removed {environments.remove(load(config), key)[: environments.SHOWN]}")
+
+
+@env.command("prune")
+def env_prune(config: Config = None) -> None:
+    """Remove all environments that no job needs."""
+    with _explained():
+        removed = environments.prune(load(config))
+    for key in removed:
+        typer.echo(f"removed {key[: environments.SHOWN]}")
+    typer.echo(f"{len(removed)} environments removed", err=True)
 
 
 @cli.command()

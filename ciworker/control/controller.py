@@ -7,13 +7,16 @@ import signal
 
 import structlog
 
+from ciworker.control.environments import EnvironmentController
 from ciworker.control.keys import DISPATCH, Key, Kind, job_key
 from ciworker.control.life import Life, Patience, arm, facts_of, next_look
 from ciworker.control.look import Look, Outcome
-from ciworker.control.steps import Parts, Steps
+from ciworker.control.parts import Parts
+from ciworker.control.steps import Steps
 from ciworker.domain.container import Container
 from ciworker.domain.decide import Action, Bucket, Verb, admit, decide
 from ciworker.domain.job import Job, Reason, Status
+from ciworker.domain.job import Kind as JobKind
 from ciworker.engine.port import Event
 from ciworker.errors import CiworkerError
 from ciworker.store.jobs import Expect
@@ -30,8 +33,8 @@ REMEMBERED = 1024  # jobs whose last event's time is kept
 class Controller:
     """Makes jobs and containers agree."""
 
-    def __init__(self, parts: Parts) -> None:
-        settings = parts.settings
+    def __init__(self, parts: Parts, environments: EnvironmentController) -> None:
+        settings, self._environments = parts.settings, environments
         self._settings, self._clock = settings, parts.clock
         self._engine, self._jobs, self._queue = parts.engine, parts.jobs, parts.queue
         self._steps = Steps(parts, forget=self._forget)
@@ -105,6 +108,8 @@ class Controller:
     async def _reconcile(self, key: Key, outcomes: list[Outcome]) -> None:
         if key.kind is Kind.DISPATCH:
             await self._dispatch(outcomes)
+        elif key.kind is Kind.ENVIRONMENT:
+            await self._environments.reconcile(key.id, outcomes)
         elif key.kind is Kind.STRAY:
             await self._reconcile_stray(key.id, outcomes)
         else:
@@ -136,7 +141,7 @@ class Controller:
         down = container is None or container.state.down
         if life.sender is not None and down:
             life.sender.cancel()
-        return Look(job, life, container)
+        return Look(job, life, container, need=await self._steps.needs.need(job, life))
 
     async def _container(self, job: Job, life: Life, before: Look | None) -> Container | None:
         """Ask the engine, but where the answer cannot have changed."""
@@ -152,7 +157,7 @@ class Controller:
             action = Action(Verb.FAIL, Bucket.FAILED, Reason.WORKSPACE_INVALID)
         else:
             now, monotonic = self._clock.now(), self._clock.monotonic()
-            facts = facts_of(look.job, look.life, self._patience, monotonic)
+            facts = facts_of(look.job, look.life, self._patience, monotonic, look.need)
             action = decide(facts, look.container, now, admitted=False)
         look.action = action
         if action.verb is Verb.NOTHING:
@@ -206,30 +211,42 @@ class Controller:
     # starting
 
     async def _dispatch(self, outcomes: list[Outcome]) -> None:
-        """Admit the head of the queue as long as there is room; the commit is the admission."""
-        while self.accepting and (head := await self._jobs.queue_head(self._clock.now())):
-            if head.spec.memory > self._settings.max_memory:
-                await self._refuse(head)
-                continue
-            if not await self._has_room(head):
+        """Admit the heads of both queues as long as there is room; the commit is the admission.
+
+        Setups come first. One that waits for memory is not overtaken by jobs, for ever.
+        """
+        for kind in (JobKind.SETUP, JobKind.JOB):
+            if not await self._admit_all(kind, outcomes):
                 return
-            container = await self._engine.inspect(head.container_name) if head.attempt else None
-            facts = facts_of(head, Life(head.attempt), self._patience, self._clock.monotonic())
-            action = decide(facts, container, self._clock.now(), admitted=True)
-            if action.verb is not Verb.LAUNCH:
-                self._queue.add(job_key(head.id))
-                return
-            if await self._admit(head):
-                outcomes.append(Look(head, Life(head.attempt), None, action).outcome())
         backoff = await self._jobs.next_backoff()
         if backoff is not None:
             left = (backoff - self._clock.now()).total_seconds()
             self._queue.add_after(DISPATCH, max(left, RETRY_FIRST))
 
-    async def _has_room(self, head: Job) -> bool:
-        active = await self._jobs.active()
-        free_memory = self._settings.max_memory - sum(active.values())
-        return admit(head.spec.memory, self._settings.max_jobs - len(active), free_memory)
+    async def _admit_all(self, kind: JobKind, outcomes: list[Outcome]) -> bool:
+        """Admit from one queue; whether what is left of the machine may go to another one."""
+        while self.accepting and (head := await self._jobs.queue_head(self._clock.now(), kind)):
+            if head.spec.memory > self._settings.max_memory:
+                await self._refuse(head)
+                continue
+            slots, memory = await self._free(kind)
+            if not admit(head.spec.memory, slots, memory):
+                return slots <= 0
+            container = await self._engine.inspect(head.container_name) if head.attempt else None
+            facts = facts_of(head, Life(head.attempt), self._patience, self._clock.monotonic())
+            action = decide(facts, container, self._clock.now(), admitted=True)
+            if action.verb is not Verb.LAUNCH:
+                self._queue.add(job_key(head.id))
+                return False
+            if await self._admit(head):
+                outcomes.append(Look(head, Life(head.attempt), None, action).outcome())
+        return True
+
+    async def _free(self, kind: JobKind) -> tuple[int, int]:
+        """Slots for jobs of this kind, and bytes of memory, that are not taken."""
+        slots = self._settings.max_jobs if kind is JobKind.JOB else self._settings.max_setups
+        taken, everything = await self._jobs.active(kind), await self._jobs.active()
+        return slots - len(taken), self._settings.max_memory - sum(everything.values())
 
     async def _refuse(self, head: Job) -> None:
         """Nothing behind a job that can never start would start either."""

@@ -7,6 +7,7 @@ from typing import NamedTuple
 class Kind(StrEnum):
     JOB = "job"
     STRAY = "stray"  # a container of ours that its job does not own up to
+    ENVIRONMENT = "environment"
     DISPATCH = "dispatch"
 
 
@@ -24,3 +25,7 @@ def job_key(job_id: str) -> Key:
 
 def stray_key(container: str) -> Key:
     return Key(Kind.STRAY, container)
+
+
+def environment_key(key: str) -> Key:
+    return Key(Kind.ENVIRONMENT, key)

@@ -1,6 +1,6 @@
 """Starts containers: what is wanted of one, and the sending of its archive."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -10,13 +10,19 @@ from ciworker.domain.container import (
     LABEL_JOB,
     LABEL_KIND,
 )
-from ciworker.domain.job import Job
+from ciworker.domain.job import Job, Kind
 from ciworker.domain.mark import start_mark
 from ciworker.engine.port import Attachment, ContainerSpec, Image
 from ciworker.errors import EngineUnavailable
 from ciworker.settings import Settings
 from ciworker.source.archive import SpoolCorrupt
-from ciworker.source.shim import CONTAINER_COMMAND, RUN_MEMBER, run_script
+from ciworker.source.shim import (
+    CONTAINER_COMMAND,
+    PROJECT_MEMBER,
+    PROJECT_SCRIPT,
+    RUN_MEMBER,
+    run_script,
+)
 from ciworker.source.spool import END_OF_ARCHIVE, clean_tar, tar_member
 from ciworker.telemetry import logger
 
@@ -37,7 +43,7 @@ def container_spec(job: Job, settings: Settings, instance: str, image: Image) ->
         command=CONTAINER_COMMAND,
         labels={
             LABEL_INSTANCE: instance,
-            LABEL_KIND: "job",
+            LABEL_KIND: job.kind.value,
             LABEL_JOB: job.id,
             LABEL_ATTEMPT: str(job.attempt),
         },
@@ -49,6 +55,7 @@ def container_spec(job: Job, settings: Settings, instance: str, image: Image) ->
         log_max_size=engine_log_size(settings),
         mounts=settings.job_mounts,
         volumes=image.volumes,
+        installs=job.kind is Kind.SETUP,
     )
 
 
@@ -64,7 +71,7 @@ class Sender:
         Raises:
             SpoolCorrupt: the stored workspace is missing or damaged.
         """
-        last = self._last_member(job)
+        last = self._last_members(job)
         try:
             await attachment.write(b"%d\n" % (job.tar_length + len(last)))
             for piece in _counted(spool, job.tar_length):
@@ -74,14 +81,20 @@ class Sender:
             logger().info("sending broke off", error=str(error))
             await attachment.close()  # the shim's input ends: it gives up, and so do we at once
 
-    def _last_member(self, job: Job) -> bytes:
+    def _last_members(self, job: Job) -> bytes:
+        vcs = job.source.get("vcs")
         script = run_script(
             job.spec.run,
             {**job.spec.env, **self._settings.job_env},
             start_mark(job.mark_token, job.id, job.attempt),
+            job.spec.backend,
+            vcs if isinstance(vcs, Mapping) else None,
         )
         now = datetime.now(UTC).timestamp()
-        return tar_member(RUN_MEMBER, script, 0o600, now) + END_OF_ARCHIVE
+        members = tar_member(RUN_MEMBER, script, 0o600, now) + END_OF_ARCHIVE
+        if job.spec.backend is None and job.kind is Kind.JOB:
+            return members
+        return tar_member(PROJECT_MEMBER, PROJECT_SCRIPT, 0o600, now) + members
 
 
 def _counted(spool: Path, length: int) -> Iterator[bytes]:

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from ciworker.control.logpump import LogPump
+from ciworker.control.setuplog import SetupLog
 from ciworker.domain.container import Container
 from ciworker.domain.decide import Facts
-from ciworker.domain.job import Job, Mark, Reason, Status
+from ciworker.domain.job import Job, Mark, Need, Reason, Status
 
 
 @dataclass(slots=True)
@@ -27,6 +28,8 @@ class Life:
     pump: LogPump | None = None
     pump_task: asyncio.Task[None] | None = None
     sender: asyncio.Task[None] | None = None
+    setup_log: SetupLog | None = None
+    setup_task: asyncio.Task[None] | None = None
     workspace_error: str | None = None
     start_failures: int = 0
     transfer_deadline: float | None = None
@@ -85,11 +88,14 @@ def _bounded(left: float, whole: float) -> float:
     return max(0.0, min(left, whole))
 
 
-def facts_of(job: Job, life: Life, patience: Patience, monotonic: float) -> Facts:
+def facts_of(
+    job: Job, life: Life, patience: Patience, monotonic: float, need: Need = Need.NOTHING
+) -> Facts:
     """What the decision table asks about this job, now."""
     overdue = life.transfer_deadline is not None and monotonic >= life.transfer_deadline
     return Facts(
         status=job.status,
+        need=need,
         cancel_asked=job.cancel_asked,
         sent=job.sent_at is not None,
         connected=life.connected,

@@ -129,7 +129,7 @@ class LogPump:
         self._taken = 0  # those of them that the writer holds
         self._returned = asyncio.Event()
         self._returned.set()
-        self._kept_bytes = end.total_bytes
+        self._kept_bytes = end.total_bytes - end.before_attempt
         self._drained = asyncio.Event()
         self._drained.set()
         self._ended = False

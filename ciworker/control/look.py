@@ -6,14 +6,20 @@ from datetime import datetime
 from ciworker.control.life import Life
 from ciworker.domain.container import Container
 from ciworker.domain.decide import Action, Bucket, Verb
-from ciworker.domain.job import Job
+from ciworker.domain.job import Job, Need, Status
 from ciworker.store.jobs import Expect
 
 _NOTHING = Action(Verb.NOTHING)
 
 # What a user, the clock or the log asks for: no event could have told of it.
 _NO_EVENTS_BUSINESS = frozenset(
-    {Verb.LAUNCH, Verb.START, Verb.ENTER_RUNNING, Verb.STOP, Verb.CANCEL}
+    {
+        Verb.LAUNCH,
+        Verb.START,
+        Verb.ENTER_RUNNING,
+        Verb.STOP,
+        Verb.CANCEL,
+    }
 )
 
 
@@ -40,6 +46,7 @@ class Look:
     life: Life
     container: Container | None
     action: Action = _NOTHING
+    need: Need = Need.NOTHING
 
     @property
     def expect(self) -> Expect:
@@ -54,7 +61,8 @@ class Look:
     @property
     def _is_no_events_business(self) -> bool:
         overdue = self.action.verb is Verb.KILL and not self.job.status.terminal
-        return overdue or self.action.verb in _NO_EVENTS_BUSINESS
+        queued = self.job.status is Status.QUEUED and self.container is None
+        return overdue or queued or self.action.verb in _NO_EVENTS_BUSINESS
 
     @property
     def only_read_the_end(self) -> bool:

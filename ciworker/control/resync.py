@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from ciworker.control.controller import Controller
-from ciworker.control.keys import DISPATCH, Key, job_key, stray_key
+from ciworker.control.environments import EnvironmentController
+from ciworker.control.keys import DISPATCH, Key, environment_key, job_key, stray_key
 from ciworker.control.look import Outcome
-from ciworker.control.steps import Parts
+from ciworker.control.parts import Parts
 from ciworker.domain.decide import Bucket
 from ciworker.errors import CiworkerError, EngineUnavailable
 from ciworker.telemetry import logger
@@ -34,9 +35,11 @@ class Report:
 class Resync:
     """Runs one resync at a time; whoever asks meanwhile joins it."""
 
-    def __init__(self, parts: Parts, controller: Controller) -> None:
+    def __init__(
+        self, parts: Parts, controller: Controller, environments: EnvironmentController
+    ) -> None:
         self._clock, self._engine, self._jobs = parts.clock, parts.engine, parts.jobs
-        self._queue, self._controller = parts.queue, controller
+        self._queue, self._controller, self._environments = parts.queue, controller, environments
         self._interval = parts.settings.resync_interval
         self._supervisor = parts.supervisor
         self._running: asyncio.Future[Report] | None = None
@@ -107,9 +110,17 @@ class Resync:
         containers = await self._engine.list()
         attempts = await self._jobs.attempts({container.job for container in containers})
         live = [*await self._jobs.active(), *await self._jobs.cancelled_while_queued()]
+        live += await self._jobs.waiting()
         strays = [c.id for c in containers if attempts.get(c.job) != c.attempt]
         jobs = dict.fromkeys([*live, *attempts])
-        return [*map(job_key, jobs), *map(stray_key, strays), DISPATCH]
+        environments = await self._environments.keys()
+        await self._environments.make_room()
+        return [
+            *map(job_key, jobs),
+            *map(environment_key, environments),
+            *map(stray_key, strays),
+            DISPATCH,
+        ]
 
     async def _is_repair(self, outcome: Outcome, began: float, began_at: datetime) -> bool:
         if outcome.heard:

@@ -7,22 +7,21 @@ task of the job will bring its key back.
 import asyncio
 import signal
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
 from datetime import timedelta
 
-from ciworker.control.clock import Clock
-from ciworker.control.keys import DISPATCH, Key, job_key
+from ciworker.control.keys import DISPATCH, environment_key, job_key
 from ciworker.control.launcher import Sender, container_spec, engine_log_size
 from ciworker.control.life import Life
 from ciworker.control.logpump import END_OF_STREAM_WAIT, LogLimits, LogPump
-from ciworker.control.look import Look, Outcome
+from ciworker.control.look import Look
+from ciworker.control.needs import Needs
+from ciworker.control.parts import Parts
 from ciworker.control.pulls import Pulls
-from ciworker.control.supervisor import Supervisor
-from ciworker.control.workqueue import WorkQueue
 from ciworker.domain.decide import Verb
-from ciworker.domain.job import Job, Mark, Reason, Status, status_of
+from ciworker.domain.environment import SHOWN
+from ciworker.domain.job import Cache, Job, Kind, Mark, Reason, Status, status_of
 from ciworker.domain.verdict import CONTAINER_LOST, ENGINE_RESTARTED, killed_sentence, verdict
-from ciworker.engine.port import Attachment, Engine
+from ciworker.engine.port import Attachment, Image
 from ciworker.errors import (
     CiworkerError,
     ContainerMissing,
@@ -34,36 +33,15 @@ from ciworker.errors import (
     StoreUnavailable,
     TryAgain,
 )
-from ciworker.feed.feed import Feed
-from ciworker.settings import Settings
 from ciworker.source.archive import SpoolCorrupt
-from ciworker.store.jobs import Jobs
-from ciworker.store.logs import LogReader, LogWriter
 from ciworker.telemetry import logger
 
 REQUEUE_FIRST = 0.2
 _LOST = (Reason.CONTAINER_LOST, Reason.ENGINE_RESTARTED, Reason.KILLED_OUTSIDE)
 SETTLE = END_OF_STREAM_WAIT + 0.25  # a look waits so long for a log's rest, then lets others go on
 CLOSE_WAIT = 5.0
+KEPT_FOR_COMMIT = timedelta(hours=1)  # of a setup's container, should its image never be made
 RETRY_PUMP = 1.0
-
-Queue = WorkQueue[Key, list[Outcome]]
-
-
-@dataclass(frozen=True, slots=True)
-class Parts:
-    """What the control room works with; made once, in `app.py`."""
-
-    settings: Settings
-    instance: str
-    clock: Clock
-    engine: Engine
-    jobs: Jobs
-    logs: LogReader
-    writer: LogWriter
-    feed: Feed
-    queue: Queue
-    supervisor: Supervisor
 
 
 class Steps:
@@ -82,10 +60,14 @@ class Steps:
         self._supervisor, self._forget = parts.supervisor, forget
         self._sender = Sender(parts.settings)
         self._pulls = Pulls(parts.engine, parts.supervisor, parts.settings.pull)
+        self.needs = Needs(parts, self._pulls)
         self._log_limits = LogLimits(
             parts.settings.log_limit, engine_log_size(parts.settings) * 8 // 10
         )
         self._verbs: Mapping[Verb, Callable[[Look], Awaitable[bool]]] = {
+            Verb.RESOLVE: self._resolve,
+            Verb.WATCH_SETUP: self.needs.watch_setup,
+            Verb.RELEASE: self.needs.release,
             Verb.LAUNCH: self._launch,
             Verb.START: self._start,
             Verb.WATCH: self._watch,
@@ -105,15 +87,23 @@ class Steps:
         """Do what `look.action` says."""
         return await self._verbs[look.action.verb](look)
 
+    # queued
+
+    async def _resolve(self, look: Look) -> bool:
+        try:
+            return await self.needs.resolve(look)
+        except ImageMissing as error:
+            return await self._fail(look, Reason.IMAGE_MISSING, str(error))
+
     # starting
 
     async def _launch(self, look: Look) -> bool:
         """Create the container of a job that is `starting`; START follows at once."""
         job = look.job
         try:
-            image = await self._pulls.image(job.id, job.spec.image, self._again(job))
+            image = await self._image(job)
             if image is None:
-                return False
+                return await self._wait_for_image(look)
             spec = container_spec(job, self._settings, self._instance, image)
             look.life.untouched = False
             container_id = await self._engine.create(spec)
@@ -126,6 +116,29 @@ class Steps:
         except EngineFailed as error:
             return await self._start_failed(look, error)
         return await self._start_container(look, container_id)
+
+    async def _image(self, job: Job) -> Image | None:
+        if job.environment is not None:
+            return await self.needs.image(job)
+        return await self._pulls.image(job.id, job.spec.image, self._again(job))
+
+    async def _wait_for_image(self, look: Look) -> bool:
+        """It is being pulled; or it was an environment's, and the job waits for that anew."""
+        job = look.job
+        if job.environment is None:
+            return False
+        await self._jobs.move(
+            job.id,
+            look.expect,
+            Status.QUEUED,
+            self._clock.now(),
+            message=f"the image of its environment {job.environment[:SHOWN]} is gone",
+            waits=True,
+            build=None,
+        )
+        self._forget(job.id)
+        self._queue.add(environment_key(job.environment))
+        return True
 
     async def _start(self, look: Look) -> bool:
         return await self._start_container(look, look.found.id)
@@ -325,6 +338,9 @@ class Steps:
 
     async def _fail_as_decided(self, look: Look) -> bool:
         assert look.action.reason is not None
+        if look.action.reason is Reason.SETUP_FAILED:
+            message, exit_code = await self.needs.failure(look.job)
+            return await self._end(look, Reason.SETUP_FAILED, message, exit_code=exit_code)
         return await self._fail(look, look.action.reason, _why_failed(look))
 
     async def _fail(self, look: Look, reason: Reason, message: str) -> bool:
@@ -342,27 +358,33 @@ class Steps:
     ) -> bool:
         """Record the end, after the last line: no line is ever stored behind it."""
         await self._close_log(look)
+        now = self._clock.now()
         moved = await self._jobs.move(
             look.job.id,
             look.expect,
             status_of(reason),
-            self._clock.now(),
+            now,
             reason=reason,
             message=message,
             exit_code=exit_code,
             log_complete=True,
             log_incomplete=_incomplete(look, reason),
+            keep_until=now + KEPT_FOR_COMMIT if _has_result(look.job, reason) else None,
+            waits=False,
         )
         if moved is not None:
             self._pulls.forget(look.job.id)
             logger().info("job ended", job=look.job.id, reason=reason, message=message)
             self._forget(look.job.id)
             self._queue.add(DISPATCH)
+            if look.job.environment is not None and _concerns_environment(look.job):
+                self._queue.add(environment_key(look.job.environment))
         return True
 
     async def _close_log(self, look: Look) -> None:
         """What was read is stored and shown, and nothing more is read."""
         life = look.life
+        await self.needs.let_go(life)
         if life.pump is not None and not life.pump.complete:
             life.pump.container_down(look.container)
             if look.job.status is Status.STARTING or not await life.pump.completed(CLOSE_WAIT):
@@ -389,6 +411,16 @@ class Steps:
 
     def _again(self, job: Job) -> Callable[[], None]:
         return lambda: self._queue.add(job_key(job.id))
+
+
+def _has_result(job: Job, reason: Reason) -> bool:
+    """Whether the container is kept, because an image is to be made from it."""
+    return job.kind is Kind.SETUP and reason is Reason.PASSED
+
+
+def _concerns_environment(job: Job) -> bool:
+    """Whether the end of this job decides about its environment, or leaves it without a user."""
+    return job.kind is Kind.SETUP or job.waits or job.spec.cache is Cache.OFF
 
 
 def _incomplete(look: Look, reason: Reason) -> bool:

@@ -8,6 +8,8 @@ LABEL_INSTANCE = "ciworker.instance"
 LABEL_KIND = "ciworker.kind"
 LABEL_JOB = "ciworker.job"
 LABEL_ATTEMPT = "ciworker.attempt"
+LABEL_ENVIRONMENT = "ciworker.environment"  # of an image: the key of what it holds
+LABEL_BUILD = "ciworker.build"  # of an image: the setup job that made it
 
 
 class State(StrEnum):

@@ -5,18 +5,22 @@ README, first match wins; each carries its row's number. The controller performs
 and asks again, until nothing is left to do: there is no second path that mends anything.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 
 from ciworker.domain.container import Container, State
-from ciworker.domain.job import Mark, Reason, Status
+from ciworker.domain.job import Mark, Need, Reason, Status
 
 
 class Verb(StrEnum):
     """What the controller can do."""
 
     NOTHING = "nothing"
+    RESOLVE = "resolve"  # find out which environment the job needs
+    WATCH_SETUP = "watch setup"  # see that the lines of its setup are copied
+    RELEASE = "release"  # its environment is ready: the queue may admit it
     LAUNCH = "launch"  # commit `starting` with the attempt, create, then as START
     START = "start"  # attach, start, send the archive
     WATCH = "watch"  # read the engine's log until the start mark is found
@@ -61,10 +65,11 @@ class Facts:
     sent: the commit before the archive's last member was made. connected: our sender or its
     attached stream is alive. transfer_due: `transfer_timeout` is past. stop_due: why the job has
     to stop, if it has to. attempts_left: another start is allowed. killed, engine_restarted:
-    an event told of it. keep_until: the container is kept until then.
+    an event told of it. keep_until: the container is kept until then. need: of an environment.
     """
 
     status: Status
+    need: Need = Need.NOTHING
     cancel_asked: bool = False
     sent: bool = False
     connected: bool = False
@@ -119,9 +124,19 @@ def _queued(job: Facts, container: Container | None, admitted: bool) -> Action:
         return Action(Verb.REMOVE, Bucket.REMOVED)  # 6
     if job.cancel_asked:
         return Action(Verb.CANCEL, Bucket.CANCELLED, Reason.CANCELLED)  # 7
+    if job.need is not Need.NOTHING:
+        return _NEEDY[job.need]  # 7a to 7d
     if not admitted:
         return _NOTHING  # 8
     return Action(Verb.LAUNCH, Bucket.CREATED)  # 9
+
+
+_NEEDY: Mapping[Need, Action] = {
+    Need.UNKNOWN: Action(Verb.RESOLVE),  # 7a
+    Need.WAITS: Action(Verb.WATCH_SETUP),  # 7b
+    Need.READY: Action(Verb.RELEASE),  # 7c
+    Need.FAILED: Action(Verb.FAIL, Bucket.FAILED, Reason.SETUP_FAILED),  # 7d
+}
 
 
 def _starting(job: Facts, container: Container | None) -> Action:

@@ -1,6 +1,6 @@
 """A job: what was asked for, how far it is, and which steps it may take."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
@@ -55,6 +55,7 @@ class Reason(StrEnum):
     CONTAINER_LOST = "container_lost"
     KILLED_OUTSIDE = "killed_outside"
     ENGINE_RESTARTED = "engine_restarted"
+    SETUP_FAILED = "setup_failed"
     WORKSPACE_INVALID = "workspace_invalid"
 
 
@@ -85,6 +86,31 @@ def success_of(reason: Reason) -> bool | None:
     return False if reason in _COMPLETED else None
 
 
+class Kind(StrEnum):
+    """What a job is for."""
+
+    JOB = "job"  # somebody submitted it
+    SETUP = "setup"  # the worker's own: builds the environment of others
+
+
+class Cache(StrEnum):
+    """What a job does with the environments that are there."""
+
+    USE = "use"
+    REBUILD = "rebuild"  # one that was begun before the job was submitted does not count
+    OFF = "off"  # one of its own, removed with it
+
+
+class Need(StrEnum):
+    """How a queued job stands to its environment."""
+
+    NOTHING = "nothing"  # it needs none, or was released to start in one that is ready
+    UNKNOWN = "unknown"  # which one is not known yet
+    WAITS = "waits"  # it is not ready, or not all lines of its setup are in the job's log
+    READY = "ready"
+    FAILED = "failed"
+
+
 class Mark(StrEnum):
     """What is known about the start mark of a container that is down."""
 
@@ -95,10 +121,25 @@ class Mark(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class Backend:
+    """What makes a project importable at run time: its build backend (PEP 517, PEP 660).
+
+    name: `build-backend`, as it is imported; path: `backend-path`, within the tree. project: the
+    distribution's name, where it is known: build backends take a version for it by that name.
+    """
+
+    name: str
+    path: Sequence[str] = ()
+    project: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Spec:
     """What a job runs and what it may use; resolved, nothing left to default.
 
-    timeout in seconds, memory in bytes, cpus in cores.
+    timeout in seconds, memory in bytes, cpus in cores. setup: commands whose result is the
+    environment that the job runs in; none: the image alone. setup_inputs: SHA-256 (hex) of the
+    files that they may read, by name in the tree. backend: installs the project before the run.
     """
 
     image: str
@@ -109,6 +150,10 @@ class Spec:
     network: bool
     project: str
     env: Mapping[str, str] = field(default_factory=dict)
+    setup: Sequence[str] = ()
+    setup_inputs: Mapping[str, str] = field(default_factory=dict)
+    backend: Backend | None = None
+    cache: Cache = Cache.USE
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +171,9 @@ class Job:
 
     `kills` are the signals that a `kill` event told of and that were not ours; `oom` and
     `engine_restarted_at` are likewise notes of events, since no inspect tells them later.
+    `environment` is the key of the environment it runs in (a setup's: that it builds), once that is
+    known; `waits` is true while a queued job cannot be admitted because that is not ready; `build`
+    is the setup job whose lines it shows meanwhile, and whose end decides about it.
     """
 
     id: str
@@ -157,6 +205,10 @@ class Job:
     log_incomplete: bool = False
     log_lines: int = 0
     keep_until: datetime | None = None
+    kind: Kind = Kind.JOB
+    environment: str | None = None
+    waits: bool = False
+    build: str | None = None
 
     @property
     def container_name(self) -> str:

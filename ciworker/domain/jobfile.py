@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
-from ciworker.domain.job import Spec
+from ciworker.domain.job import Cache, Spec
+from ciworker.domain.patterns import Pattern, parse_pattern
 from ciworker.errors import Invalid
 from ciworker.units import format_size, parse_duration, parse_size
 
@@ -22,6 +23,7 @@ PYPROJECT = "pyproject.toml"
 DEFAULT_RUN = "python -m pytest"
 MIN_MEMORY = 16 * 2**20
 MAX_COMMAND = 32 * 1024
+MAX_PATTERNS = 64
 
 _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
 _PRINTABLE = re.compile(r"[^\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]+")
@@ -41,19 +43,32 @@ class Bounds:
     max_cpus: float
 
 
-def resolve(files: Mapping[str, bytes], overrides: Mapping[str, object], bounds: Bounds) -> Spec:
-    """The spec of a job from the files at its tree's root and what the caller overrides.
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """A spec that is resolved but for its setup: what that may read, only the tree can tell.
+
+    setup: commands; none: no setup. inputs: the files that they may read. Each is None where
+    nobody says anything of it.
+    """
+
+    spec: Spec
+    setup: Sequence[str] | None = None
+    inputs: Sequence[Pattern] | None = None
+
+
+def resolve(files: Mapping[str, bytes], overrides: Mapping[str, object], bounds: Bounds) -> Wanted:
+    """What is wanted of a job, from the files at its tree's root and what the caller overrides.
 
     Args:
         files: contents by name; only JOB_FILE and PYPROJECT are looked at.
-        overrides: the job file's keys, and `command` (a list, replaces `run`).
+        overrides: the job file's keys, `command` (a list, replaces `run`) and `cache`.
         bounds: defaults and limits.
 
     Raises:
         Invalid: for TOML that does not parse, unknown keys, wrong types or too high demands.
     """
     table = _job_table(files)
-    wanted = {**table, **_checked(overrides, "the request", extra=("command",))}
+    wanted = {**table, **_checked(overrides, "the request", extra=REQUEST_KEYS)}
     run = wanted.pop("run", DEFAULT_RUN)
     command = wanted.pop("command", None)
     spec = Spec(
@@ -65,9 +80,12 @@ def resolve(files: Mapping[str, bytes], overrides: Mapping[str, object], bounds:
         network=wanted.get("network", False),
         project=wanted.get("project") or _project_name(files) or "unnamed",
         env={**table.get("env", {}), **wanted.get("env", {})},
+        cache=wanted.get("cache", Cache.USE),
     )
     check_bounds(spec, bounds)
-    return spec
+    if "setup-inputs" in wanted and "setup" not in wanted:
+        raise Invalid("setup-inputs is of no use without setup: say the commands that read them")
+    return Wanted(spec, wanted.get("setup"), wanted.get("setup-inputs"))
 
 
 def _job_table(files: Mapping[str, bytes]) -> dict[str, Any]:
@@ -103,9 +121,13 @@ def _toml(data: bytes, name: str) -> dict[str, object]:
 def _text(value: object) -> str:
     if not isinstance(value, str) or not value.strip():
         raise ValueError("has to be a text that is not empty")
-    if "\0" in value or len(value.encode()) > MAX_COMMAND:
+    return _bounded(value)
+
+
+def _bounded(text: str) -> str:
+    if "\0" in text or len(text.encode()) > MAX_COMMAND:
         raise ValueError(f"has to be shorter than {MAX_COMMAND} bytes and hold no NUL")
-    return value
+    return text
 
 
 def _label(value: object) -> str:
@@ -176,6 +198,31 @@ def _command(value: object) -> list[str]:
     return words
 
 
+def _setup(value: object) -> list[str]:
+    if not isinstance(value, list):
+        raise ValueError('has to be a list of commands, such as ["pip install -r dev.txt"]')
+    commands = [command for command in value if isinstance(command, str) and command.strip()]
+    if len(commands) < len(value):
+        raise ValueError("holds something that is no command: each is a text that is not empty")
+    _bounded("\n".join(commands))
+    return commands
+
+
+def _setup_inputs(value: object) -> list[Pattern]:
+    if not isinstance(value, list):
+        raise ValueError('has to be a list of files and globs, such as ["requirements/*.txt"]')
+    if len(value) > MAX_PATTERNS:
+        raise ValueError(f"has to hold at most {MAX_PATTERNS} files and globs")
+    return [parse_pattern(entry) for entry in value]
+
+
+def _cache(value: object) -> Cache:
+    for cache in Cache:
+        if value == cache:
+            return cache
+    raise ValueError(f"has to be one of {', '.join(Cache)}")
+
+
 _KEYS: Mapping[str, Callable[[object], object]] = {
     "image": _image,
     "run": _text,
@@ -185,9 +232,13 @@ _KEYS: Mapping[str, Callable[[object], object]] = {
     "network": _boolean,
     "env": _environment,
     "project": _label,
+    "setup": _setup,
+    "setup-inputs": _setup_inputs,
     "command": _command,
+    "cache": _cache,
 }
-JOB_FILE_KEYS = tuple(key for key in _KEYS if key != "command")
+REQUEST_KEYS = ("command", "cache")
+JOB_FILE_KEYS = tuple(key for key in _KEYS if key not in REQUEST_KEYS)
 
 
 def _checked(table: Mapping[str, object], where: str, extra: Sequence[str] = ()) -> dict[str, Any]:

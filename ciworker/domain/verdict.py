@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 from ciworker.domain.container import Container
-from ciworker.domain.job import Job, Reason
+from ciworker.domain.job import Job, Kind, Reason
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +81,8 @@ def _stop_sentence(job: Job) -> str:
     match job.stop.cause:
         case Reason.CANCELLED:
             return f"cancelled by {job.stop.by or 'the operator'}"
+        case Reason.TIMED_OUT if job.kind is Kind.SETUP:
+            return f"still running after setup_timeout, {job.spec.timeout:g} s: stopped"
         case Reason.TIMED_OUT:
             return f"still running after its timeout of {job.spec.timeout:g} s: stopped"
         case Reason.NO_OUTPUT:
@@ -92,10 +94,11 @@ def _stop_sentence(job: Job) -> str:
 
 
 def _memory_sentence(job: Job) -> str:
-    return (
-        f"out of memory: killed by signal 9 at its limit of {job.spec.memory // 2**20} MiB; "
-        "ask for more with `memory` in the job file or `--memory`"
-    )
+    more = "ask for more with `memory` in the job file or `--memory`"
+    if job.kind is Kind.SETUP:
+        more = "the operator can allow more with setup_memory"
+    limit = job.spec.memory // 2**20
+    return f"out of memory: killed by signal 9 at its limit of {limit} MiB; {more}"
 
 
 def _own_exit(job: Job, container: Container, code: int) -> Verdict:
@@ -104,13 +107,15 @@ def _own_exit(job: Job, container: Container, code: int) -> Verdict:
             "; a child process was killed for want of memory" if _child_oom(job, container) else ""
         )
         return Verdict(Reason.PASSED, f"passed{note}", code)
-    if code == 5:
+    if code == 5 and job.kind is Kind.JOB:
         return Verdict(Reason.NO_TESTS, "exit code 5: the test runner found no tests to run", code)
     return Verdict(Reason.TESTS_FAILED, _exit_sentence(job, container, code), code)
 
 
 def _exit_sentence(job: Job, container: Container, code: int) -> str:
     note = "; a child process was killed for want of memory" if _child_oom(job, container) else ""
+    if job.kind is Kind.SETUP and code <= 128:
+        return f"exit code {code}{note}"  # its last line names the command
     if code == 127:
         return f"exit code 127: the shell did not find a command of `{_short(job.spec.run)}`{note}"
     if code == 126:

@@ -23,24 +23,35 @@ from ciworker.domain.container import (
     LABEL_ATTEMPT,
     LABEL_INSTANCE,
     LABEL_JOB,
+    LABEL_KIND,
     Container,
     State,
 )
 from ciworker.domain.log import LogFrame, Stream
 from ciworker.engine.output import FrameParser
-from ciworker.engine.port import ContainerSpec, EngineInfo, Event, Image, event_time
+from ciworker.engine.port import (
+    KIND_IMAGE,
+    LABEL_NAME,
+    ContainerSpec,
+    EngineInfo,
+    Event,
+    Image,
+    event_time,
+)
 from ciworker.engine.sandbox import container_config
 from ciworker.errors import (
     ContainerMissing,
     EngineFailed,
     EngineRefused,
     EngineUnavailable,
+    ImageInUse,
     ImageMissing,
     NameTaken,
 )
 
 CALL_TIMEOUT = 30.0
 PULL_TIMEOUT = 900.0
+COMMIT_TIMEOUT = 900.0
 MOST_LINE = 4 * 2**20
 EVENT_ACTIONS = ("kill", "oom", "die", "start", "destroy")
 
@@ -86,7 +97,14 @@ class DockerEngine:
             answer = await self._json(f"images/{name}/json")
         except ContainerMissing:
             return None
-        return Image(answer["Id"], tuple((answer.get("Config") or {}).get("Volumes") or ()))
+        config = answer.get("Config") or {}
+        return Image(
+            id=answer["Id"],
+            volumes=tuple(config.get("Volumes") or ()),
+            size=answer["Size"],
+            labels=config.get("Labels") or {},
+            names=_names(answer),
+        )
 
     async def pull(self, name: str) -> None:
         tagged = name if ":" in name.rpartition("/")[2] or "@" in name else f"{name}:latest"
@@ -108,6 +126,36 @@ class DockerEngine:
                 with contextlib.closing(response):
                     async for line in _lines(response.content):
                         _raise_pull_error(json.loads(line))
+
+    async def commit(self, container: str, name: str, labels: Mapping[str, str]) -> str:
+        repository, _, tag = name.rpartition(":")
+        own = {LABEL_INSTANCE: self._instance, LABEL_KIND: KIND_IMAGE, LABEL_NAME: name}
+        answer = await self._json(
+            "commit",
+            "POST",
+            params={"container": container, "repo": repository, "tag": tag, "pause": "0"},
+            # What is not said here the engine takes from the container's own configuration.
+            data={"Cmd": ["sh"], "Labels": {**labels, **own}},
+            timeout=COMMIT_TIMEOUT,
+        )
+        return str(answer["Id"])
+
+    async def images(self, labels: Mapping[str, str]) -> Sequence[Image]:
+        wanted = {**labels, LABEL_INSTANCE: self._instance, LABEL_KIND: KIND_IMAGE}
+        filters = json.dumps({"label": [f"{key}={value}" for key, value in wanted.items()]})
+        answer = await self._json("images/json", params={"filters": filters})
+        found = [Image(i["Id"], (), i["Size"], i["Labels"], _names(i)) for i in answer]
+        # one that somebody made from ours has inherited the label, under a name of its own
+        return [i for i in found if not i.names or i.labels.get(LABEL_NAME) in i.names]
+
+    async def remove_image(self, image: str) -> None:
+        try:
+            await self._done(f"images/{image}", "DELETE", {"noprune": "1"})
+        except _Conflict as error:
+            reason = str(error).rpartition(" - ")[2]  # before it stands advice to use force
+            raise ImageInUse(f"image {image} stays, remove what uses it first: {reason}") from error
+        except ContainerMissing:
+            return
 
     async def create(self, spec: ContainerSpec) -> str:
         try:
@@ -152,7 +200,7 @@ class DockerEngine:
     async def list(self) -> Sequence[Container]:
         filters = json.dumps({"label": [f"{LABEL_INSTANCE}={self._instance}"]})
         answer = await self._json("containers/json", params={"all": "1", "filters": filters})
-        return [_listed(item) for item in answer]
+        return [_listed(item) for item in answer if _is_ours(item["Labels"])]
 
     async def log(self, container: str, *, follow: bool) -> AsyncIterator[Sequence[LogFrame]]:
         params = {"stdout": "1", "stderr": "1", "timestamps": "1", "follow": str(int(follow))}
@@ -181,8 +229,10 @@ class DockerEngine:
     async def events(self, since: str) -> AsyncIterator[Event | None]:
         async with self._event_stream({"since": since}) as lines:
             yield None
-            async for line in _lines(lines):
-                yield _event(json.loads(line))
+            async for text in _lines(lines):
+                line = json.loads(text)
+                if _is_ours(line["Actor"].get("Attributes")):
+                    yield _event(line)
         raise EngineUnavailable("the engine closed its event stream")
 
     def _event_stream(
@@ -224,9 +274,10 @@ class DockerEngine:
         *,
         params: Mapping[str, str] | None = None,
         data: Mapping[str, object] | None = None,
+        timeout: float | None = None,
     ) -> Any:  # whatever the engine answers
         with self._translated():
-            async with asyncio.timeout(CALL_TIMEOUT):
+            async with asyncio.timeout(timeout or CALL_TIMEOUT):
                 return await self._calls._query_json(  # one way for all calls
                     path, method, params=dict(params or {}), data=data
                 )
@@ -327,6 +378,19 @@ def _client(host: str) -> aiodocker.Docker:
 def _raise_pull_error(line: Mapping[str, Any]) -> None:
     if "error" in line:
         raise EngineRefused(str(line["error"]))
+
+
+def _is_ours(labels: Mapping[str, str] | None) -> bool:
+    """Whether a container with our instance label has it from us.
+
+    One that somebody started by hand from an environment has inherited all of its labels.
+    """
+    return (labels or {}).get(LABEL_KIND) != KIND_IMAGE
+
+
+def _names(answer: Mapping[str, Any]) -> Sequence[str]:
+    """An image's tags; before version 25 the engine writes `<none>:<none>` for none."""
+    return tuple(tag for tag in answer.get("RepoTags") or () if tag != "<none>:<none>")
 
 
 def _instant(text: str) -> datetime | None:

@@ -15,13 +15,17 @@ from typing import Protocol
 from ciworker.domain.container import Container
 from ciworker.domain.log import LogFrame, Stream
 
+KIND_IMAGE = "environment"  # the kind of every image we made, and of whatever inherits its labels
+LABEL_NAME = "ciworker.image"  # of an image: the name it was made under
+
 
 @dataclass(frozen=True, slots=True)
 class ContainerSpec:
     """What is wanted of a container, fixed at its creation.
 
     memory, workspace_size, log_max_size in bytes; mounts as `source:target:ro`; volumes are the
-    paths that the image declares and that have to be covered.
+    paths that the image declares and that have to be covered. installs: it is root and may write
+    to its file system, as far as the installation of packages needs that.
     """
 
     name: str
@@ -36,14 +40,22 @@ class ContainerSpec:
     log_max_size: int
     mounts: Sequence[str] = ()
     volumes: Sequence[str] = ()
+    installs: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """An image that the engine has."""
+    """An image that the engine has. size: bytes, with the layers that it shares with others.
+
+    volumes: paths that it declares. names: its tags, as `repository:tag`; none where others have
+    taken them over.
+    """
 
     id: str
     volumes: Sequence[str] = ()
+    size: int = 0
+    labels: Mapping[str, str] = field(default_factory=dict)
+    names: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +112,37 @@ class Engine(Protocol):
     async def pull(self, name: str) -> None:
         """Raises ImageMissing with the registry's reason; it may take minutes."""
 
+    async def commit(self, container: str, name: str, labels: Mapping[str, str]) -> str:
+        """Keep a container's file system as an image; it may take minutes. The image's id.
+
+        Mounts and tmpfs are left out. An image that had the name before loses it. Started by hand,
+        the image gives a root shell; such a container is none of ours, whatever it inherits.
+
+        Args:
+            container: not up.
+            name: `repository:tag`.
+            labels: of the image, on top of the container's own; our instance and `KIND_IMAGE`
+                are added.
+
+        Raises:
+            ContainerMissing; EngineFailed where the disk is full.
+        """
+
+    async def images(self, labels: Mapping[str, str]) -> Sequence[Image]:
+        """Those that `commit` made, with all these labels; their volumes are not told.
+
+        One that others named, or made from ours, is theirs; one that they made from an image of
+        ours that lost its name hides that image until it is gone itself.
+        """
+
+    async def remove_image(self, image: str) -> None:
+        """By id or name, with its last name; does nothing if it is gone.
+
+        Raises:
+            ImageInUse: a container or, as to its id, an image was made from it, or it has several
+                names; the message says which.
+        """
+
     async def create(self, spec: ContainerSpec) -> str:
         """The new container's id. Raises NameTaken, ImageMissing."""
 
@@ -119,7 +162,7 @@ class Engine(Protocol):
         """By id or name."""
 
     async def list(self) -> Sequence[Container]:
-        """All containers with our instance label; without exit codes."""
+        """All containers that we made; without exit codes."""
 
     def log(self, container: str, *, follow: bool) -> AsyncIterator[Sequence[LogFrame]]:
         """The engine's own log from its first entry, in batches.

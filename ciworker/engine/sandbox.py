@@ -2,6 +2,9 @@
 
 Each line was tried on a real engine (engine-facts, "Containment" and "What an image brings
 along"). The workspace is memory: it is gone with the container and no disk can be filled with it.
+
+A container that installs packages is root and writes to its own file system, which is what is kept
+of it; everything else holds for it too.
 """
 
 from collections.abc import Mapping
@@ -12,6 +15,10 @@ UID = 1000
 INODES = 200_000
 SHM_SIZE = 64 * 2**20
 
+# Tried one by one with apt-get and packages that add users and set-id files. Without FSETID their
+# setgid bits are lost in silence; without KILL no stop reaches a process of another user.
+INSTALL_CAPABILITIES = ("CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID", "KILL", "SETGID", "SETUID")
+
 
 def container_config(spec: ContainerSpec) -> dict[str, object]:
     """The body of the engine's create call."""
@@ -19,7 +26,7 @@ def container_config(spec: ContainerSpec) -> dict[str, object]:
         "Image": spec.image,
         "Entrypoint": [],
         "Cmd": list(spec.command),
-        "User": f"{UID}:{UID}",
+        "User": f"{_uid(spec)}:{_uid(spec)}",
         "WorkingDir": "/",
         "Labels": dict(spec.labels),
         "Healthcheck": {"Test": ["NONE"]},
@@ -37,9 +44,10 @@ def container_config(spec: ContainerSpec) -> dict[str, object]:
 def _host_config(spec: ContainerSpec) -> dict[str, object]:
     return {
         "NetworkMode": "bridge" if spec.network else "none",
-        "ReadonlyRootfs": True,
+        "ReadonlyRootfs": not spec.installs,
         "Init": True,
         "CapDrop": ["ALL"],
+        **({"CapAdd": list(INSTALL_CAPABILITIES)} if spec.installs else {}),
         "SecurityOpt": ["no-new-privileges"],
         "Privileged": False,
         "PidsLimit": spec.pids,
@@ -58,9 +66,13 @@ def _host_config(spec: ContainerSpec) -> dict[str, object]:
     }
 
 
+def _uid(spec: ContainerSpec) -> int:
+    return 0 if spec.installs else UID
+
+
 def _tmpfs(spec: ContainerSpec) -> Mapping[str, str]:
     size = f"size={spec.workspace_size},nr_inodes={INODES}"
-    own = f"uid={UID},gid={UID},exec,{size}"
+    own = f"uid={_uid(spec)},gid={_uid(spec)},exec,{size}"
     covered = dict.fromkeys(spec.volumes, f"mode=0700,{own}")
     return {
         **covered,  # an image's VOLUME would be a writable disk

@@ -5,7 +5,7 @@ names the member and says what to do. `intake` is the way in, `spool` the way ou
 touches nothing but the spool file it was given; it knows neither HTTP, store nor engine.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -69,15 +69,19 @@ class Workspace:
 
     `tar_length` is the clean tar's length in bytes, without end-of-archive blocks; `members`
     counts its members, `files` the regular files among them (hard links are not counted) and
-    `unpacked` the bytes in those. `jobfiles` holds the contents of `.ciworker.toml` and
-    `pyproject.toml`, as far as they lie at the root of the tree.
+    `unpacked` the bytes in those. `names` are those of files and folders at the root of the tree,
+    as far as they are UTF-8. Of the files there that a setup reads by default, and of the job
+    files, `digests` has the SHA-256 (hex) and `contents` the bytes, those of at most 64 files of
+    up to 1 MiB beside the job files.
     """
 
     tar_length: int
     members: int
     files: int
     unpacked: int
-    jobfiles: Mapping[str, bytes]
+    names: Set[str]
+    digests: Mapping[str, str]
+    contents: Mapping[str, bytes]
 
 
 def shown(name: bytes) -> str:

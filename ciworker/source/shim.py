@@ -6,11 +6,19 @@ runs that. So no secret stands in a container's configuration, a cold start and 
 are the same, and the exit code is the job's own. Tried on dash and busybox ash.
 """
 
+import json
 import shlex
 from collections.abc import Mapping
+from importlib.resources import files
+
+from ciworker.domain.job import Backend
+from ciworker.domain.recipe import VENV
+from ciworker.domain.version import NO_VERSION, pretend_version, version_variables
 
 WORKSPACE = "/workspace"
 RUN_MEMBER = ".ciworker/run"
+PROJECT_MEMBER = ".ciworker/project.py"
+PROJECT_SCRIPT = files("ciworker.source").joinpath("project.py").read_bytes()
 SHIM_REFUSED = 125  # the shim's own exit code, before the mark
 
 _COMMAND = f"""\
@@ -32,12 +40,20 @@ trap 'stopping=1; kill -TERM -1 2>/dev/null' TERM
 printf '%s\\n' {mark}
 mkdir -p {workspace}/src && cd {workspace}/src || exit {refused}
 {{ {exports}
-exec sh -c {run}; }} & job=$!
+{prepare}exec sh -c {run}; }} & job=$!
 wait "$job" 2>/dev/null; code=$?
 while kill -0 "$job" 2>/dev/null; do wait "$job" 2>/dev/null; code=$?; done
 while [ -n "$stopping" ] && kill -0 -1 2>/dev/null; do sleep 0.05; done
 exit "$code"
 """
+
+# What a recipe's setup left is found where it is; other images have no such folder.
+_USE_VENV = f"""\
+if [ -d {VENV} ]; then
+export VIRTUAL_ENV={VENV} PATH="{WORKSPACE}/bin:{VENV}/bin:$PATH"
+fi
+"""
+_INSTALL_PROJECT = f"{VENV}/bin/python -I {WORKSPACE}/{PROJECT_MEMBER} install {{plan}}\n"
 
 BASE_ENV: Mapping[str, str] = {
     "CI": "true",
@@ -51,13 +67,21 @@ BASE_ENV: Mapping[str, str] = {
 }
 
 
-def run_script(run: str, env: Mapping[str, str], mark: bytes) -> bytes:
+def run_script(
+    run: str,
+    env: Mapping[str, str],
+    mark: bytes,
+    backend: Backend | None = None,
+    vcs: Mapping[str, object] | None = None,
+) -> bytes:
     """The archive's last member: prints the mark, sets the environment, runs the job.
 
     Args:
         run: one shell command line.
         env: on top of BASE_ENV; names are valid shell names.
         mark: the start mark's line, without its newline.
+        backend: installs the project first; PROJECT_MEMBER is in the archive.
+        vcs: what the client's git says of the tree: it tells the backend the version.
     """
     variables = {**BASE_ENV, **env}
     exports = "\n".join(f"export {name}={shlex.quote(value)}" for name, value in variables.items())
@@ -66,6 +90,20 @@ def run_script(run: str, env: Mapping[str, str], mark: bytes) -> bytes:
         mark=shlex.quote(mark.decode()),
         workspace=WORKSPACE,
         refused=SHIM_REFUSED,
+        prepare=_USE_VENV + (_install_project(backend, vcs or {}, env) if backend else ""),
         run=shlex.quote(run),
     )
     return script.encode("utf-8", "surrogateescape")
+
+
+def _install_project(backend: Backend, vcs: Mapping[str, object], env: Mapping[str, str]) -> str:
+    """Only this process is told a version; one that the job itself sets goes first."""
+    version = pretend_version(vcs)
+    variables = version_variables(version or NO_VERSION, backend.project)
+    plan = {
+        "backend": backend.name,
+        "path": list(backend.path),
+        "variables": {name: text for name, text in variables.items() if name not in env},
+        "known": version is not None,
+    }
+    return _INSTALL_PROJECT.format(plan=shlex.quote(json.dumps(plan)))

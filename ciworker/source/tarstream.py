@@ -7,11 +7,10 @@ headers path, linkpath, size and mtime are read; of global ones nothing, and the
 import re
 from collections.abc import Generator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from ciworker.source.archive import PIECE, ArchiveRefused, Limits, Refusal, refuse_member, shown
 from ciworker.source.members import Kind, Member
-from ciworker.source.rewrite import Rewriter
 from ciworker.source.spool import BLOCK
 
 NO_ARCHIVE = "what was sent is no archive: send a tar, tar.gz, tar.zst or zip"
@@ -55,6 +54,16 @@ class _Ask(NamedTuple):
 _Reading = Generator[_Ask, bytes, bytes]
 
 
+class Members(Protocol):
+    """Takes what is parsed: `begin`, then as much `content` as the member said, then `end`."""
+
+    def begin(self, member: Member) -> None: ...
+
+    def content(self, piece: bytes) -> None: ...
+
+    def end(self) -> None: ...
+
+
 @dataclass(slots=True)
 class _Extended:
     """What the headers before a member said about it."""
@@ -69,8 +78,8 @@ class _Extended:
 class TarParser:
     """Push parser: `feed` pieces of the tar, then `finish`. Both raise `ArchiveRefused`."""
 
-    def __init__(self, rewriter: Rewriter, limits: Limits) -> None:
-        self._rewriter = rewriter
+    def __init__(self, members: Members, limits: Limits) -> None:
+        self._members = members
         self._max_header = limits.max_header
         self._slack = _SLACK + _SLACK_PER_MEMBER * limits.max_members
         self._held = bytearray()
@@ -138,15 +147,15 @@ class TarParser:
         return payload
 
     def _member(self, member: Member) -> Generator[_Ask, bytes, None]:
-        self._rewriter.begin(member)
+        self._members.begin(member)
         self._within = member.name
         missing = member.size
         while missing:
             piece = yield _Ask(1, min(missing, PIECE))
-            self._rewriter.content(piece)
+            self._members.content(piece)
             missing -= len(piece)
         yield from _exactly(-member.size % BLOCK)
-        self._rewriter.end()
+        self._members.end()
         self._within = None
 
     def _rest(self) -> Generator[_Ask, bytes, None]:

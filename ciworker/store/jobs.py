@@ -4,7 +4,6 @@ Every change of a status is one transaction that checks what the caller believed
 the row, and writes its line of history; callers that lost a race get None and look again.
 """
 
-from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
@@ -17,8 +16,19 @@ from sqlalchemy.sql.dml import ReturningUpdate
 from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from ciworker.domain.job import TRANSITIONS, Job, Reason, Spec, Status, Stop
+from ciworker.domain.job import (
+    TRANSITIONS,
+    Backend,
+    Cache,
+    Job,
+    Kind,
+    Reason,
+    Spec,
+    Status,
+    Stop,
+)
 from ciworker.errors import Conflict
+from ciworker.store.kept import Kept
 from ciworker.store.schema import JobEventRow, JobRow, LogChunkRow, SubmissionRow
 from ciworker.store.session import Database
 
@@ -28,6 +38,13 @@ KEPT = 1024  # jobs kept as they were last written
 
 # A partial index is used only where the query spells its condition out, as no parameter.
 _QUEUED = col(JobRow.status) == literal_column("'queued'")
+_RELEASED = col(JobRow.waits) == literal_column("0")
+_WAITS = col(JobRow.waits) == literal_column("1")
+_NOT_ENDED = col(JobRow.status).in_(
+    [literal_column(f"'{status}'") for status in (Status.QUEUED, *ACTIVE)]
+)
+
+_SUBMITTED = col(JobRow.kind) == Kind.JOB.value
 
 _Changed = TypeVar("_Changed", Job, Job | None)
 
@@ -56,15 +73,14 @@ class Expect:
 class Jobs:
     """The jobs of one database. `on_change` is called after each commit, with the job's id.
 
-    One worker holds a store, and everything it writes goes through here: so the jobs written last
-    are kept as they were committed, and `current` need not ask the database for them.
+    The jobs written last are kept as they were committed, and `current` need not ask the database
+    for them. Setups are jobs too, but the worker's own: lists for people leave them out.
     """
 
     def __init__(self, database: Database, on_change: Callable[[str], None]) -> None:
         self._database = database
         self._on_change = on_change
-        self._written: OrderedDict[str, Job] = OrderedDict()
-        self._writes = 0
+        self._kept = Kept[Job](KEPT)
 
     async def add(self, job: Job, submitter: str, key: str | None) -> Job:
         """Store a new job, or find the one that the same submitter made with the same key.
@@ -106,13 +122,7 @@ class Jobs:
 
     async def current(self, job_id: str) -> Job | None:
         """The job as it was last committed; `log_lines` may be behind while it runs."""
-        if job_id in self._written:
-            return self._written[job_id]
-        writes = self._writes
-        found = await self.get(job_id)
-        if found is not None and writes == self._writes:  # else it may be older than a commit
-            self._remember(found)
-        return found
+        return await self._kept.get(job_id, self.get)
 
     async def get(self, job_id: str) -> Job | None:
         """The job as the database has it."""
@@ -126,8 +136,8 @@ class Jobs:
         status: Status | None = None,
         project: str | None = None,
     ) -> list[Job]:
-        """Newest first; `before` is the id of the last one of the page before."""
-        query = sql_select(*_COLUMNS).order_by(col(JobRow.id).desc()).limit(limit)
+        """Submitted ones, newest first; `before` is the id of the last one of the page before."""
+        query = sql_select(*_COLUMNS).where(_SUBMITTED).order_by(col(JobRow.id).desc()).limit(limit)
         if before is not None:
             query = query.where(col(JobRow.id) < before)
         if status is not None:
@@ -146,25 +156,30 @@ class Jobs:
         return [_entry(row) for row in await self._database.rows(query)]
 
     async def changes(self, after: int, limit: int) -> list[HistoryEntry]:
-        """Changes of all jobs after the one numbered `after`, oldest first."""
+        """Changes of all submitted jobs after the one numbered `after`, oldest first."""
         query = (
             select(JobEventRow)
-            .where(col(JobEventRow.id) > after)
+            .join(JobRow)
+            .where(col(JobEventRow.id) > after, _SUBMITTED)
             .order_by(col(JobEventRow.id))
             .limit(limit)
         )
         return [_entry(row) for row in await self._database.rows(query)]
 
     async def last_change(self) -> int:
-        """The number of the newest change; 0 when there is none."""
+        """The number of the newest change, a setup's too; 0 when there is none."""
         return await self._database.first(select(func.max(JobEventRow.id))) or 0
 
-    async def queue_head(self, now: datetime) -> Job | None:
-        """Highest priority, then oldest, of those whose backoff is over."""
+    async def queue_head(self, now: datetime, kind: Kind) -> Job | None:
+        """Highest priority, then oldest, of those that wait for no environment and whose backoff
+        is over.
+        """
         query = (
             sql_select(*_COLUMNS)
             .where(
                 _QUEUED,
+                _RELEASED,
+                col(JobRow.kind) == kind.value,
                 or_(col(JobRow.not_before).is_(None), col(JobRow.not_before) <= now),
             )
             .order_by(col(JobRow.priority).desc(), col(JobRow.id))
@@ -174,18 +189,43 @@ class Jobs:
         return _job(found[0]) if found else None
 
     async def next_backoff(self) -> datetime | None:
-        """When the first of the queued jobs that wait out a backoff may be tried again."""
+        """When the first of the queued jobs that wait out a backoff alone may be tried again."""
         query = select(func.min(JobRow.not_before)).where(
-            _QUEUED, col(JobRow.not_before).is_not(None)
+            _QUEUED, _RELEASED, col(JobRow.not_before).is_not(None)
         )
         return await self._database.first(query)
 
-    async def active(self) -> Mapping[str, int]:
-        """Ids of the jobs that hold a slot, with the memory each may use."""
+    async def active(self, kind: Kind | None = None) -> Mapping[str, int]:
+        """Ids of the jobs that hold a slot, with the memory each may use; of one kind or of all."""
         query = select(JobRow.id, JobRow.memory).where(
             col(JobRow.status).in_([status.value for status in ACTIVE])
         )
+        if kind is not None:
+            query = query.where(col(JobRow.kind) == kind.value)
         return dict(await self._database.rows(query))
+
+    async def waiting(self) -> list[str]:
+        """Queued jobs whose environment is not ready, or not known yet; oldest first."""
+        query = select(JobRow.id).where(_QUEUED, _WAITS).order_by(col(JobRow.id))
+        return list(await self._database.rows(query))
+
+    async def waiting_for(self, key: str) -> list[Job]:
+        """Queued jobs that wait for this environment and are not to be cancelled; oldest first."""
+        query = (
+            sql_select(*_COLUMNS)
+            .where(_QUEUED, _WAITS, col(JobRow.environment) == key, col(JobRow.cancel_by).is_(None))
+            .order_by(col(JobRow.id))
+        )
+        return [_job(row) for row in await self._database.table(query)]
+
+    async def environments_in_use(self) -> frozenset[str]:
+        """Keys of the environments of submitted jobs that have not ended."""
+        query = (
+            sql_select(col(JobRow.environment))
+            .distinct()
+            .where(_NOT_ENDED, _SUBMITTED, col(JobRow.environment).is_not(None))
+        )
+        return frozenset(key for (key,) in await self._database.table(query))
 
     async def cancelled_while_queued(self) -> list[str]:
         """Queued jobs whose cancel was asked for and is not yet recorded."""
@@ -244,7 +284,7 @@ class Jobs:
 
         moved = await self._write(work)
         if moved is None:
-            self._written.pop(job_id, None)  # where the belief came from is asked no more
+            self._kept.drop(job_id)  # where the belief came from is asked no more
         return moved
 
     async def note(
@@ -299,20 +339,12 @@ class Jobs:
         try:
             return await self._database.write(work, committed)
         except BaseException:
-            self._writes += 1
-            self._written.clear()  # what a write that failed has left, only the database knows
+            self._kept.clear()
             raise
 
     def _keep(self, job: Job | None) -> None:
-        self._writes += 1
         if job is not None:
-            self._remember(job)
-
-    def _remember(self, job: Job) -> None:
-        self._written[job.id] = job
-        self._written.move_to_end(job.id)
-        while len(self._written) > KEPT:
-            self._written.popitem(last=False)
+            self._kept.put(job.id, job)
 
 
 _LOG_LINES = (
@@ -393,9 +425,13 @@ def _row(job: Job) -> JobRow:
         memory=job.spec.memory,
         retry_of=job.retry_of,
         created_at=job.created_at,
+        not_before=job.not_before,
         kills=[],
         mark_token=job.mark_token,
         tar_length=job.tar_length,
+        kind=job.kind,
+        environment=job.environment,
+        waits=job.waits,
     )
 
 
@@ -403,7 +439,7 @@ def _job(row: Row[Any]) -> Job:
     return Job(
         id=row.id,
         status=Status(row.status),
-        spec=Spec(**row.spec),
+        spec=_spec(row.spec),
         created_at=row.created_at,
         mark_token=row.mark_token,
         tar_length=row.tar_length,
@@ -430,7 +466,25 @@ def _job(row: Row[Any]) -> Job:
         log_incomplete=row.log_incomplete,
         log_lines=row.log_lines or 0,
         keep_until=row.keep_until,
+        kind=Kind(row.kind),
+        environment=row.environment,
+        waits=row.waits,
+        build=row.build,
     )
+
+
+def _spec(values: Mapping[str, Any]) -> Spec:
+    """What `asdict` made of a spec; the first release's had no setup, backend and cache."""
+    typed = {
+        "setup": tuple(values.get("setup", ())),
+        "backend": _backend(values.get("backend")),
+        "cache": Cache(values.get("cache", Cache.USE)),
+    }
+    return Spec(**{**values, **typed})
+
+
+def _backend(values: Mapping[str, Any] | None) -> Backend | None:
+    return Backend(**{**values, "path": tuple(values["path"])}) if values else None
 
 
 def _stop(row: Row[Any]) -> Stop | None:

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 from weakref import WeakSet
 
+from sqlalchemy import ScalarSelect, literal_column
+from sqlalchemy.orm import aliased
 from sqlmodel import col, select
 
 from ciworker.domain.log import Chunk, Cursor, Position, pack_runs, unpack_runs
@@ -49,12 +51,19 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class LogEnd:
-    """Where a job's stored log ends. cursor: of `attempt`; another attempt starts at zero."""
+    """Where a job's stored log ends. cursor: of `attempt`; another attempt starts at zero.
+
+    before_attempt: how many of its `total_bytes` stand before the job's own output. They are lines
+    copied from a setup, in chunks of a negative attempt; none, or all, may be. An attempt that is
+    followed by another one never began and has no output: so what comes after the newest such
+    chunk is the output of one attempt, which `log_limit` bounds.
+    """
 
     last: int = 0
     total_bytes: int = 0
     attempt: int = 0
     cursor: Cursor = field(default_factory=Cursor)
+    before_attempt: int = 0
 
 
 class Source(Protocol):
@@ -170,6 +179,7 @@ class LogReader:
             select(  # type: ignore[call-overload] # sqlmodel types at most four columns
                 row.first, row.count, row.total_bytes, row.attempt,
                 row.out_lines, row.out_frames, row.err_lines, row.err_frames,
+                _copied_bytes(job_id),
             )
             .where(col(row.job_id) == job_id)
             .order_by(col(row.first).desc())
@@ -177,9 +187,9 @@ class LogReader:
         found = await self._database.first(query)
         if found is None:
             return LogEnd()
-        first, count, total, attempt, *places = found
+        first, count, total, attempt, *places, copied = found
         cursor = Cursor(Position(*places[:2]), Position(*places[2:]))
-        return LogEnd(first + count - 1, total, attempt, cursor)
+        return LogEnd(first + count - 1, total, attempt, cursor, copied or 0)
 
     async def chunks(self, job_id: str, after: int, limit: int) -> list[Chunk]:
         """Up to `limit` stored chunks, of BYTES_PER_READ together, that hold lines after number
@@ -212,6 +222,21 @@ class LogReader:
                     return
                 yield chunk
                 after = chunk.last
+
+
+_COPIED = aliased(LogChunkRow)  # made once: it takes almost as long as the query
+
+
+def _copied_bytes(job_id: str) -> ScalarSelect[int]:
+    """Bytes of the log up to the newest line that was copied from a setup; NULL without any."""
+    row = _COPIED
+    return (
+        select(row.total_bytes)
+        .where(col(row.job_id) == job_id, col(row.attempt) < literal_column("0"))
+        .order_by(col(row.first).desc())
+        .limit(1)
+        .scalar_subquery()
+    )
 
 
 def _values(batch: Batch) -> tuple[Any, ...]:

@@ -98,6 +98,54 @@ STEPS: tuple[tuple[str, ...], ...] = (
         """,
         'CREATE TABLE meta ("key" VARCHAR NOT NULL PRIMARY KEY, value VARCHAR NOT NULL)',
     ),
+    (
+        "ALTER TABLE job ADD COLUMN kind VARCHAR NOT NULL DEFAULT 'job'",
+        "ALTER TABLE job ADD COLUMN environment VARCHAR",
+        "ALTER TABLE job ADD COLUMN waits BOOLEAN NOT NULL DEFAULT 0",
+        "ALTER TABLE job ADD COLUMN build VARCHAR",
+        "DROP INDEX job_queue",
+        """
+        CREATE INDEX job_queue ON job (kind, priority DESC, id)
+        WHERE status = 'queued' AND waits = 0
+        """,
+        """
+        CREATE INDEX job_waiting ON job (environment, id)
+        WHERE status = 'queued' AND waits = 1
+        """,
+        """
+        CREATE INDEX job_environment ON job (kind, environment)
+        WHERE status IN ('queued', 'starting', 'running') AND environment IS NOT NULL
+        """,
+        "CREATE INDEX log_chunk_setup ON log_chunk (job_id, first) WHERE attempt < 0",
+        """
+        CREATE TABLE environment (
+            "key" VARCHAR NOT NULL PRIMARY KEY,
+            status VARCHAR NOT NULL,
+            project VARCHAR NOT NULL,
+            image VARCHAR NOT NULL,
+            image_id VARCHAR NOT NULL,
+            commands JSON NOT NULL,
+            inputs JSON NOT NULL,
+            operator VARCHAR NOT NULL,
+            created_at BIGINT NOT NULL,
+            single BOOLEAN NOT NULL,
+            build VARCHAR,
+            builds INTEGER NOT NULL,
+            attempts INTEGER NOT NULL,
+            layer VARCHAR,
+            bytes BIGINT NOT NULL,
+            build_seconds FLOAT NOT NULL,
+            ready_at BIGINT,
+            last_used_at BIGINT,
+            hits INTEGER NOT NULL,
+            misses INTEGER NOT NULL,
+            exit_code INTEGER,
+            message VARCHAR,
+            removal VARCHAR
+        )
+        """,
+        "CREATE INDEX environment_project ON environment (project, build)",
+    ),
 )
 
 

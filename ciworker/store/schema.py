@@ -3,12 +3,27 @@
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import JSON, BigInteger, Column, ForeignKey, Index, LargeBinary, text
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Boolean,
+    Column,
+    ForeignKey,
+    Index,
+    LargeBinary,
+    String,
+    text,
+)
 from sqlalchemy.types import TypeDecorator
 from sqlmodel import Field, SQLModel
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
+
+
+def microseconds(instant: datetime) -> int:
+    """An aware instant as the tables hold it."""
+    return (instant - _EPOCH) // _MICROSECOND
 
 
 class Instant(TypeDecorator[datetime]):
@@ -18,7 +33,7 @@ class Instant(TypeDecorator[datetime]):
     cache_ok = True
 
     def process_bind_param(self, value: datetime | None, dialect: object) -> int | None:
-        return None if value is None else (value - _EPOCH) // _MICROSECOND
+        return None if value is None else microseconds(value)
 
     def process_result_value(self, value: Any | None, dialect: object) -> datetime | None:
         return None if value is None else _EPOCH + value * _MICROSECOND
@@ -29,10 +44,24 @@ class JobRow(SQLModel, table=True):
     __table_args__ = (
         Index(
             "job_queue",
-            "status",  # constant, and what makes the planner take this index for the order
+            "kind",
             text("priority DESC"),
             "id",
-            sqlite_where=text("status = 'queued'"),
+            sqlite_where=text("status = 'queued' AND waits = 0"),
+        ),
+        Index(
+            "job_waiting",
+            "environment",
+            "id",
+            sqlite_where=text("status = 'queued' AND waits = 1"),
+        ),
+        Index(
+            "job_environment",
+            "kind",
+            "environment",
+            sqlite_where=text(
+                "status IN ('queued', 'starting', 'running') AND environment IS NOT NULL"
+            ),
         ),
         Index("job_status", "status", "id"),
         Index("job_project", "project", "id"),
@@ -70,6 +99,10 @@ class JobRow(SQLModel, table=True):
     keep_until: datetime | None = Field(default=None, sa_column=Column(Instant))
     mark_token: str
     tar_length: int = Field(sa_column=Column(BigInteger, nullable=False))
+    kind: str = Field(sa_column=Column(String, nullable=False, server_default="job"))
+    environment: str | None = None
+    waits: bool = Field(sa_column=Column(Boolean, nullable=False, server_default=text("0")))
+    build: str | None = None
 
 
 class JobEventRow(SQLModel, table=True):
@@ -90,10 +123,14 @@ class JobEventRow(SQLModel, table=True):
 class LogChunkRow(SQLModel, table=True):
     """Lines of one commit, with the engine's cursor and the sum of bytes after them.
 
-    The small columns come first, so that reading them does not read the blobs' pages.
+    The small columns come first, so that reading them does not read the blobs' pages. Lines that
+    were copied from a setup have a negative `attempt`.
     """
 
     __tablename__ = "log_chunk"
+    __table_args__ = (
+        Index("log_chunk_setup", "job_id", "first", sqlite_where=text("attempt < 0")),
+    )
 
     job_id: str = Field(
         sa_column=Column(ForeignKey("job.id", ondelete="CASCADE"), primary_key=True)
@@ -108,6 +145,35 @@ class LogChunkRow(SQLModel, table=True):
     err_frames: int
     runs: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
     data: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
+
+
+class EnvironmentRow(SQLModel, table=True):
+    __tablename__ = "environment"
+    __table_args__ = (Index("environment_project", "project", "build"),)
+
+    key: str = Field(primary_key=True)
+    status: str
+    project: str
+    image: str
+    image_id: str
+    commands: list[str] = Field(sa_column=Column(JSON, nullable=False))
+    inputs: dict[str, str] = Field(sa_column=Column(JSON, nullable=False))
+    operator: str
+    created_at: datetime = Field(sa_column=Column(Instant, nullable=False))
+    single: bool
+    build: str | None
+    builds: int
+    attempts: int
+    layer: str | None
+    bytes: int = Field(sa_column=Column(BigInteger, nullable=False))
+    build_seconds: float
+    ready_at: datetime | None = Field(sa_column=Column(Instant))
+    last_used_at: datetime | None = Field(sa_column=Column(Instant))
+    hits: int
+    misses: int
+    exit_code: int | None
+    message: str | None
+    removal: str | None
 
 
 class SubmissionRow(SQLModel, table=True):

@@ -9,6 +9,7 @@ from aiohttp import web
 from ciworker.domain.jobfile import Bounds
 from ciworker.feed.feed import Feed, Signal
 from ciworker.settings import Settings
+from ciworker.store.environments import Environments
 from ciworker.store.jobs import Jobs
 from ciworker.store.logs import LogReader
 from ciworker.store.tokens import Tokens
@@ -22,17 +23,20 @@ class Context:
     notify: something about a job may have changed. resync: look at everything.
     engine_ready: raises EngineUnavailable while the engine does not answer.
     store_ready: likewise StoreUnavailable. new_id: a job's id, larger than all before.
+    remove_environment: takes a key and a why; answers once that was tried.
     closing: fires when the worker goes down and streams have to end.
     """
 
     settings: Settings
     now: Callable[[], datetime]
     jobs: Jobs
+    environments: Environments
     logs: LogReader
     tokens: Tokens
     feed: Feed
     notify: Callable[[str], None]
     resync: Callable[[], Awaitable[ResyncReport]]
+    remove_environment: Callable[[str, str], Awaitable[None]]
     engine_ready: Callable[[], None]
     store_ready: Callable[[], Awaitable[None]]
     new_id: Callable[[], str]

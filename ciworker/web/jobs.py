@@ -4,7 +4,7 @@ import re
 
 from aiohttp import web
 
-from ciworker.domain.job import Job, Status
+from ciworker.domain.job import Job, Kind, Status
 from ciworker.errors import Conflict, Invalid
 from ciworker.web.access import TOKEN
 from ciworker.web.answers import choice, found, json_answer, number, parameter
@@ -45,6 +45,8 @@ async def show_job(request: web.Request) -> web.Response:
 async def cancel_job(request: web.Request) -> web.Response:
     """Ask for a stop; the answer does not wait for it."""
     context, job = request.app[CONTEXT], await found(request)
+    if job.kind is Kind.SETUP:
+        raise Conflict(f"{job.id} sets an environment up: cancel the jobs that wait for it")
     asked = job if job.cancel_asked and not job.status.terminal else await _ask(request, job)
     if asked is None:
         raise Conflict(f"job {job.id} has ended already: {job.reason or 'just now'}")

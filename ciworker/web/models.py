@@ -5,7 +5,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, WithJsonSchema
 
-from ciworker.domain.job import Job, Status
+from ciworker.domain.environment import EnvironmentStatus
+from ciworker.domain.job import Backend, Cache, Job, Status
 from ciworker.store.jobs import HistoryEntry
 
 
@@ -26,8 +27,20 @@ class Model(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+class BackendModel(Model):
+    """The build backend that installs the project before the run; as in pyproject.toml."""
+
+    name: str
+    path: list[str]
+    project: str | None
+
+
 class SpecModel(Model):
-    """A resolved spec. timeout in seconds, memory in bytes."""
+    """A resolved spec. timeout in seconds, memory in bytes.
+
+    setup: commands. setup_inputs: what they may read, by name in the tree: a file's SHA-256 in hex,
+    or `-> ` and a symlink's target.
+    """
 
     image: str
     run: str
@@ -37,6 +50,10 @@ class SpecModel(Model):
     network: bool
     project: str
     env: dict[str, str]
+    setup: list[str]
+    setup_inputs: dict[str, str]
+    backend: BackendModel | None
+    cache: Cache
 
 
 class Vcs(Model):
@@ -67,6 +84,16 @@ class SpecRequest(BaseModel):
     network: bool | None = None
     project: str | None = None
     env: dict[str, str] | None = None
+    setup: list[str] | None = Field(
+        None, description="Commands that make the environment; none: no environment."
+    )
+    setup_inputs: list[str] | None = Field(
+        None, alias="setup-inputs", description="The files that they may read, and globs."
+    )
+    cache: Literal["use", "rebuild", "off"] | None = Field(
+        None,
+        description="`rebuild`: make the environment anew. `off`: make one for this job alone.",
+    )
     command: list[str] | None = Field(None, description="Replaces `run`.")
     priority: int = Field(0, ge=-1000, le=1000, description="Higher starts first.")
     vcs: Vcs | None = None
@@ -157,6 +184,46 @@ class ResyncReport(Model):
     seconds: float
 
 
+class EnvironmentModel(Model):
+    """An environment: what a setup left behind. inputs: names; build: its newest setup job."""
+
+    key: str
+    status: EnvironmentStatus
+    project: str
+    image: str
+    image_id: str
+    commands: list[str]
+    inputs: list[str]
+    in_use: bool
+    build: str | None
+    builds: int
+    build_seconds: float
+    bytes: int
+    hits: int
+    misses: int
+    created_at: Instant
+    ready_at: Instant | None
+    last_used_at: Instant | None
+    exit_code: int | None
+    message: str | None
+
+
+class EnvironmentList(Model):
+    """Newest first, the removed ones too; the sums over all."""
+
+    items: list[EnvironmentModel]
+    hits: int
+    misses: int
+    build_seconds: float
+    bytes: int
+
+
+class EnvironmentNames(Model):
+    """Keys of environments."""
+
+    items: list[str]
+
+
 class TokenModel(Model):
     """A token, without its text."""
 
@@ -227,6 +294,10 @@ def _fields(job: Job) -> dict[str, Any]:
             network=job.spec.network,
             project=job.spec.project,
             env=dict(job.spec.env),
+            setup=list(job.spec.setup),
+            setup_inputs=dict(job.spec.setup_inputs),
+            backend=_backend_model(job.spec.backend),
+            cache=job.spec.cache,
         ),
         "priority": job.priority,
         "attempt": job.attempt,
@@ -239,6 +310,12 @@ def _fields(job: Job) -> dict[str, Any]:
         "log_lines": job.log_lines,
         "log_incomplete": job.log_incomplete,
     }
+
+
+def _backend_model(backend: Backend | None) -> BackendModel | None:
+    if backend is None:
+        return None
+    return BackendModel(name=backend.name, path=list(backend.path), project=backend.project)
 
 
 def _history_model(entry: HistoryEntry) -> HistoryModel:

@@ -10,10 +10,12 @@ from pydantic import BaseModel
 
 from ciworker.domain.job import Status
 from ciworker.store.tokens import Role
-from ciworker.web import jobs, logs, sse, submit, tokens
+from ciworker.web import environments, jobs, logs, sse, submit, tokens
 from ciworker.web.access import authorise
 from ciworker.web.context import CONTEXT
 from ciworker.web.models import (
+    EnvironmentList,
+    EnvironmentNames,
     Health,
     JobDetail,
     JobModel,
@@ -171,6 +173,29 @@ ROUTES: Sequence[Route] = (
         Role.ADMIN,
         {200: ResyncReport},
         refusals=(503,),
+    ),
+    Route(
+        hdrs.METH_GET,
+        f"{API}/environments",
+        environments.list_environments,
+        Role.READ,
+        {200: EnvironmentList},
+    ),
+    Route(
+        hdrs.METH_POST,
+        f"{API}/environments/prune",
+        environments.prune_environments,
+        Role.ADMIN,
+        {200: EnvironmentNames},
+        refusals=(503,),
+    ),
+    Route(
+        hdrs.METH_DELETE,
+        f"{API}/environments/{{id}}",
+        environments.remove_environment,
+        Role.ADMIN,
+        {200: EnvironmentNames},
+        refusals=(409, 503),
     ),
     Route(hdrs.METH_GET, f"{API}/tokens", tokens.list_tokens, Role.ADMIN, {200: TokenList}),
     Route(

@@ -4,16 +4,18 @@ import asyncio
 import os
 import secrets
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import orjson
 from aiohttp import web
 from pydantic import ValidationError
 
-from ciworker.domain.job import Job, Spec, Status
+from ciworker.domain.job import Cache, Job, Kind, Spec, Status
 from ciworker.domain.jobfile import check_bounds, resolve, unknown_key
 from ciworker.errors import Conflict, Invalid
 from ciworker.source.archive import Limits, Workspace
+from ciworker.source.inputs import with_setup
 from ciworker.source.intake import Intake
 from ciworker.web.access import TOKEN
 from ciworker.web.answers import found, json_answer
@@ -42,17 +44,20 @@ async def submit(request: web.Request) -> web.Response:
 
 
 async def retry(request: web.Request) -> web.Response:
-    """Submit the same tree with the same spec again, as a new job."""
+    """Submit the same tree with the same spec again, as a new job; it rebuilds no environment."""
     context = request.app[CONTEXT]
     context.engine_ready()
     old = await found(request)
+    if old.kind is Kind.SETUP:
+        raise Conflict(f"{old.id} sets an environment up: retry the jobs that waited for it")
     if not old.status.terminal:
         raise Conflict(f"job {old.id} is {old.status}: it can be retried once it has ended")
     check_bounds(old.spec, bounds_of(context.settings))  # they may have changed since
+    cache = Cache.USE if old.spec.cache is Cache.REBUILD else old.spec.cache
     job = _queued(
         context,
         context.new_id(),
-        old.spec,
+        replace(old.spec, cache=cache),
         tar_length=old.tar_length,
         priority=old.priority,
         source=old.source,
@@ -74,11 +79,12 @@ async def _take_in(upload: Upload, context: Context) -> Job:
     wanted = await _spec_part(upload)
     settings, job_id = context.settings, context.new_id()
     limits = Limits(settings.max_upload, settings.max_unpacked, settings.max_members)
-    intake = Intake(settings.spool_file(job_id), limits, context.now().timestamp())
+    spool = settings.spool_file(job_id)
+    intake = Intake(spool, limits, context.now().timestamp())
     try:
         workspace = await _receive(upload, intake)
-        overrides = wanted.model_dump(exclude_none=True, exclude={"priority", "vcs"})
-        spec = resolve(workspace.jobfiles, overrides, bounds_of(settings))
+        resolved = resolve(workspace.contents, _overrides(wanted), bounds_of(settings))
+        spec = await asyncio.to_thread(with_setup, resolved, workspace, spool)
     except BaseException:
         intake.abort()
         raise
@@ -90,6 +96,10 @@ async def _take_in(upload: Upload, context: Context) -> Job:
         priority=wanted.priority,
         source=_source(workspace, wanted.vcs),
     )
+
+
+def _overrides(wanted: SpecRequest) -> dict[str, Any]:
+    return wanted.model_dump(by_alias=True, exclude_none=True, exclude={"priority", "vcs"})
 
 
 async def _receive(upload: Upload, intake: Intake) -> Workspace:
@@ -119,6 +129,7 @@ def _queued(
         priority=priority,
         source=source,
         retry_of=retry_of,
+        waits=bool(spec.setup),
     )
 
 
@@ -171,7 +182,8 @@ def _sentence(error: ValidationError) -> str:
         return f"{name} in the part `spec`: {first['msg']}"
     if inner:
         return unknown_key(inner[0], list(Vcs.model_fields), f"`{name}` of the part `spec`")
-    return unknown_key(name, list(SpecRequest.model_fields), "the part `spec`")
+    keys = [field.alias or key for key, field in SpecRequest.model_fields.items()]
+    return unknown_key(name, keys, "the part `spec`")
 
 
 def _idempotency_key(request: web.Request) -> str | None:

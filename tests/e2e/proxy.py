@@ -6,6 +6,7 @@ everything after an upgrade, go through as raw bytes.
 
 import asyncio
 import contextlib
+import json
 import re
 import tempfile
 from collections import Counter
@@ -16,10 +17,7 @@ from pathlib import Path
 
 ENGINE = "/var/run/docker.sock"
 PIECE = 2**16
-FAILURE = (
-    b"HTTP/1.1 500 Internal Server Error\r\nContent-Type: application/json\r\n"
-    b'Content-Length: 28\r\nConnection: close\r\n\r\n{"message": "proxy says no"}\n'
-)
+FAILURE = "proxy says no"
 
 Gate = Callable[[], Awaitable[None]]
 
@@ -47,7 +45,8 @@ class Proxy:
     """Routes look like `POST /containers/{id}/start`.
 
     counts: requests by route. refused: routes whose requests are answered by a closed connection.
-    failing: routes that are answered with a 500 of the proxy's own.
+    failing: routes that are answered with a 500 of the proxy's own. refusals: likewise, with each
+    of these messages once.
     before, after: awaited before a request of that route is passed on, or a piece of its answer;
     an OSError from one closes the connection.
     held_ends: routes whose connection stays open to the client after the engine closed it.
@@ -57,6 +56,7 @@ class Proxy:
     counts: Counter[str] = field(default_factory=Counter)
     refused: set[str] = field(default_factory=set)
     failing: set[str] = field(default_factory=set)
+    refusals: dict[str, list[str]] = field(default_factory=dict)
     before: dict[str, Gate] = field(default_factory=dict)
     after: dict[str, Gate] = field(default_factory=dict)
     held_ends: set[str] = field(default_factory=set)
@@ -115,13 +115,19 @@ class Proxy:
             self.counts[connection.route] += 1
             if connection.route in self.refused:
                 return
-            if connection.route in self.failing:
-                connection.writer.write(FAILURE)
+            if message := self._refusal(connection.route):
+                connection.writer.write(_failure(message))
                 await connection.writer.drain()
                 return
             if gate := self.before.get(connection.route):
                 await gate()
             await self._pass_on(connection, head)
+
+    def _refusal(self, route: str) -> str | None:
+        if route in self.failing:
+            return FAILURE
+        messages = self.refusals.get(route)
+        return messages.pop(0) if messages else None
 
     async def _pass_on(self, connection: Connection, head: bytes) -> None:
         upstream = connection.upstream[1]
@@ -153,6 +159,15 @@ class Proxy:
                 await connection.writer.drain()
         if connection.route not in self.held_ends:
             connection.close()
+
+
+def _failure(message: str) -> bytes:
+    body = json.dumps({"message": message}).encode()
+    head = (
+        "HTTP/1.1 500 Internal Server Error\r\nContent-Type: application/json\r\n"
+        f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+    )
+    return head.encode() + body
 
 
 @asynccontextmanager

@@ -75,6 +75,9 @@ async def _remove_all(instance: str) -> None:
         for container in await engine.list():
             await engine.remove(container.id)
         assert await engine.list() == []
+        for image in await engine.images({}):
+            await engine.remove_image(image.id)
+        assert await engine.images({}) == []
 
 
 def _instance() -> str:

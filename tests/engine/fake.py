@@ -8,11 +8,12 @@ kept as measured on Docker 20.10 (engine-facts); `test_contract.py` holds both t
 Kept: names and states; StdinOnce; attach before start; a reader of attach that stalls blocks the
 writes and, once the process is gone, every call but `list`; a log with 16 KiB frames and U+FFFD;
 a follow that loses the last line without newline; `kill`, `oom`, `die`, `start`, `destroy`
-with replay of the last 256 events. Not kept: limits of memory, CPUs and pids, the image's files,
-the read-only root, rotation of the log.
+with replay of the last 256 events; which images are kept, under which names and labels, and what
+keeps them. Not kept: limits of memory, CPUs and pids, an image's files, the read-only root and
+what `installs` changes about it and its user, rotation of the log.
 
 Faults are switched on by the knobs of `FakeEngine`: `fail`, `hold`, `crash`, `boot`, `restart`,
-`oom`, `cut_events`, `events_paused`, `drop_events`, `call_timeout`, `images`, `registry`.
+`oom`, `cut_events`, `events_paused`, `drop_events`, `call_timeout`, `images_by_name`, `registry`.
 """
 
 import asyncio
@@ -26,8 +27,8 @@ import tempfile
 import time
 import uuid
 from collections import defaultdict, deque
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple, Self
@@ -36,15 +37,24 @@ from ciworker.domain.container import (
     LABEL_ATTEMPT,
     LABEL_INSTANCE,
     LABEL_JOB,
+    LABEL_KIND,
     Container,
     State,
 )
 from ciworker.domain.log import FRAME, LogFrame, Stream
-from ciworker.engine.port import ContainerSpec, EngineInfo, Event, Image
+from ciworker.engine.port import (
+    KIND_IMAGE,
+    LABEL_NAME,
+    ContainerSpec,
+    EngineInfo,
+    Event,
+    Image,
+)
 from ciworker.errors import (
     ContainerMissing,
     EngineRefused,
     EngineUnavailable,
+    ImageInUse,
     ImageMissing,
     NameTaken,
 )
@@ -53,6 +63,8 @@ REPLAY = 256  # events of all kinds that the engine remembers: engine-facts, rul
 BUFFER = 64 * 1024  # bytes that a connection holds before a write blocks
 BATCH = 256
 UID = 1000
+BASE_BYTES = 300 * 10**6  # of an image that was not committed
+LAYER_BYTES = 5 * 10**6  # of what a commit adds
 ENVIRONMENT = {
     "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
     "HOME": "/",
@@ -117,6 +129,7 @@ class Box:
 
     id: str
     spec: ContainerSpec
+    image: Image
     created_at: datetime
     state: State = State.CREATED
     exit_code: int = 0
@@ -139,6 +152,10 @@ class Box:
         """The process is gone, but its output is not read: the engine holds its lock."""
         return self.state.up and self.process is not None and self.process.returncode is not None
 
+    @property
+    def labels(self) -> Mapping[str, str]:
+        return {**self.image.labels, **self.spec.labels}
+
     def send(self, signum: int) -> None:
         if self.init is None or self.process is None:
             return
@@ -155,8 +172,8 @@ class Box:
             id=self.id,
             name=self.spec.name,
             state=self.state,
-            job=self.spec.labels.get(LABEL_JOB, ""),
-            attempt=int(self.spec.labels.get(LABEL_ATTEMPT, "0")),
+            job=self.labels.get(LABEL_JOB, ""),
+            attempt=int(self.labels.get(LABEL_ATTEMPT, "0")),
             exit_code=self.exit_code if self.state.down else None,
             oom_killed=self.oom_killed,
             changed_at=changed,
@@ -247,7 +264,8 @@ class FakeEngine:
     """Implements `ciworker.engine.port.Engine`; close it with `aclose` or `async with`.
 
     Attributes:
-        images: what `image` and `create` find; `pull` adds those of `registry`.
+        images_by_name: what `image` and `create` find, with what was committed; `pull` adds
+            those of `registry`.
         call_timeout: seconds after which a call on a stuck container gives up.
         calls: every call with the container or image it was about, in order.
         events_paused: the event streams stay open and silent; what was held back comes after.
@@ -257,7 +275,7 @@ class FakeEngine:
     """
 
     def __init__(self, instance: str = "fake", images: Iterable[str] = ("fake",)) -> None:
-        self.images = {name: Image(f"sha256:{name}") for name in images}
+        self.images_by_name = {name: _base_image(name) for name in images}
         self.registry: set[str] = set()
         self.call_timeout = 10.0
         self.calls: list[tuple[str, str]] = []
@@ -265,8 +283,10 @@ class FakeEngine:
         self.now: Callable[[], datetime] = lambda: datetime.now(UTC)
         self._instance = instance
         self._boxes: dict[str, Box] = {}
+        self._committed: dict[str, Image] = {}  # by id, with or without a name
+        self._parents: dict[str, str] = {}  # of those
         self._ended: list[asyncio.Task[None]] = []
-        self._replay: deque[tuple[str, Event]] = deque(maxlen=REPLAY)
+        self._replay: deque[tuple[Box, Event]] = deque(maxlen=REPLAY)
         self._streams: list[asyncio.Queue[Event | EngineUnavailable]] = []
         self._paused: list[Event] | None = None
         self._last_event = 0
@@ -366,21 +386,60 @@ class FakeEngine:
 
     async def image(self, name: str) -> Image | None:
         async with self.call("image", name):
-            return self.images.get(name)
+            return self._image(name)
 
     async def pull(self, name: str) -> None:
         async with self.call("pull", name):
             if name not in self.registry:
                 raise ImageMissing(f"image {name!r} could not be pulled: not in the registry")
-            self.images[name] = Image(f"sha256:{name}")
+            self.images_by_name[name] = _base_image(name)
+
+    async def commit(self, container: str, name: str, labels: Mapping[str, str]) -> str:
+        async with self.call("commit", container):
+            box = self._box(container)
+            own = {LABEL_INSTANCE: self._instance, LABEL_KIND: KIND_IMAGE, LABEL_NAME: name}
+            image = Image(
+                id=f"sha256:{uuid.uuid4().hex * 2}",
+                volumes=box.image.volumes,
+                size=box.image.size + LAYER_BYTES,
+                labels={**box.labels, **labels, **own},
+            )
+            self._committed[image.id] = self.images_by_name[name] = image
+            self._parents[image.id] = box.image.id
+            return image.id
+
+    async def images(self, labels: Mapping[str, str]) -> Sequence[Image]:
+        async with self.call("images"):
+            wanted = {**labels, LABEL_INSTANCE: self._instance, LABEL_KIND: KIND_IMAGE}
+            found = [self._named(image) for image in self._committed.values()]
+            return [
+                replace(image, volumes=())
+                for image in found
+                if wanted.items() <= image.labels.items() and self._is_told(image)
+            ]
+
+    async def remove_image(self, image: str) -> None:
+        async with self.call("remove_image", image):
+            found = self._image(image)
+            if found is None:
+                return
+            by_name = image in self.images_by_name
+            if reason := self._keeps(found, by_name=by_name):
+                raise ImageInUse(f"image {image} stays, remove what uses it first: {reason}")
+            for name in [image] if by_name else found.names:
+                del self.images_by_name[name]
+            if not by_name or (len(found.names) == 1 and not self._has_children(found)):
+                self._committed.pop(found.id, None)
+                self._parents.pop(found.id, None)
 
     async def create(self, spec: ContainerSpec) -> str:
         async with self.call("create", spec.name):
             if any(box.spec.name == spec.name for box in self._boxes.values()):
                 raise NameTaken(f"the name {spec.name!r} is in use")
-            if spec.image not in {*self.images, *(image.id for image in self.images.values())}:
+            image = self._image(spec.image)
+            if image is None:
                 raise ImageMissing(f"No such image: {spec.image}")
-            box = Box(uuid.uuid4().hex * 2, spec, self.now())
+            box = Box(uuid.uuid4().hex * 2, spec, image, self.now())
             self._boxes[box.id] = box
             self._emit("create", box)
             return box.id
@@ -472,8 +531,8 @@ class FakeEngine:
             stream: asyncio.Queue[Event | EngineUnavailable] = asyncio.Queue()
             seconds, _, fraction = since.partition(".")
             first = int(seconds) * 10**9 + int(fraction.ljust(9, "0")[:9] or 0)
-            for instance, event in self._replay:
-                if instance == self._instance and event.at >= first and event.action != "create":
+            for box, event in self._replay:
+                if self._owned(box) and event.at >= first and event.action != "create":
                     stream.put_nowait(event)
             self._streams.append(stream)
         try:
@@ -503,7 +562,37 @@ class FakeEngine:
     # -- inside --------------------------------------------------------------------------------
 
     def _owned(self, box: Box) -> bool:
-        return box.spec.labels.get(LABEL_INSTANCE) == self._instance
+        ours = box.labels.get(LABEL_INSTANCE) == self._instance
+        return ours and box.labels.get(LABEL_KIND) != KIND_IMAGE
+
+    def _image(self, image: str) -> Image | None:
+        by_id = {known.id: known for known in self.images_by_name.values()}
+        found = self.images_by_name.get(image) or (self._committed | by_id).get(image)
+        return self._named(found) if found else None
+
+    def _named(self, image: Image) -> Image:
+        names = [name for name, known in self.images_by_name.items() if known.id == image.id]
+        return replace(image, names=tuple(names))
+
+    def _is_told(self, image: Image) -> bool:
+        if image.names:
+            return image.labels.get(LABEL_NAME) in image.names
+        return not self._has_children(image)
+
+    def _has_children(self, image: Image) -> bool:
+        return image.id in self._parents.values()
+
+    def _keeps(self, image: Image, *, by_name: bool) -> str | None:
+        """What is in the way of removing it."""
+        if len(image.names) > 1:
+            return None if by_name else "image is referenced in multiple repositories"
+        for box in self._boxes.values():
+            if box.image.id == image.id:
+                state = "running" if box.state.up else "stopped"
+                return f"image is being used by {state} container {box.id[:12]}"
+        if self._has_children(image) and not by_name:
+            return "image has dependent child images"
+        return None
 
     def _find(self, container: str) -> Box | None:
         named = (box for box in self._boxes.values() if box.spec.name == container)
@@ -633,9 +722,9 @@ class FakeEngine:
         if self._down:
             return
         self._last_event = max(self._last_event + 1, time.time_ns())
-        job, attempt = box.spec.labels.get(LABEL_JOB, ""), box.spec.labels.get(LABEL_ATTEMPT, "0")
-        event = Event(action, box.id, job, int(attempt), self._last_event, signum)
-        self._replay.append((box.spec.labels.get(LABEL_INSTANCE, ""), event))
+        told = box.snapshot()
+        event = Event(action, box.id, told.job, told.attempt, self._last_event, signum)
+        self._replay.append((box, event))
         if not self._owned(box) or action == "create":
             return
         if self._paused is not None:
@@ -651,6 +740,10 @@ class FakeEngine:
     def _break_streams(self) -> None:
         self._paused = None
         self.cut_events()
+
+
+def _base_image(name: str) -> Image:
+    return Image(f"sha256:{name}", size=BASE_BYTES)
 
 
 def _whole(log: Sequence[LogFrame]) -> bool:

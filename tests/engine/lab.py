@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -114,6 +114,20 @@ class Lab:
                 if found.state.down:
                     return found
                 await asyncio.sleep(0.02)  # events are what some of these tests are about
+
+    def tag(self, key: str = "key") -> str:
+        """The name of an image that no other test has."""
+        return f"ciworker-env:{self.instance}-{key}"
+
+    async def commit(
+        self, spec: ContainerSpec, key: str = "key", labels: Mapping[str, str] | None = None
+    ) -> str:
+        """The id of the image that a container leaves behind; the container is gone."""
+        container, _ = await self.run(spec)
+        await self.down(container)
+        image = await self.engine.commit(container, self.tag(key), labels or {})
+        await self.engine.remove(container)
+        return image
 
     async def log(self, container: str, *, follow: bool = False) -> list[LogFrame]:
         async with asyncio.timeout(PATIENCE):

@@ -7,14 +7,22 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from ciworker.domain.container import LABEL_INSTANCE, State
+from ciworker.domain.container import (
+    LABEL_ATTEMPT,
+    LABEL_BUILD,
+    LABEL_ENVIRONMENT,
+    LABEL_INSTANCE,
+    LABEL_KIND,
+    State,
+)
 from ciworker.domain.log import FRAME, LogFrame, Stream
 from ciworker.engine.docker import DockerEngine
-from ciworker.engine.port import Engine, event_time
+from ciworker.engine.port import KIND_IMAGE, Engine, event_time
 from ciworker.errors import (
     ContainerMissing,
     EngineRefused,
     EngineUnavailable,
+    ImageInUse,
     ImageMissing,
     NameTaken,
 )
@@ -327,6 +335,165 @@ async def test_removing_a_running_container_kills_it_and_may_be_repeated(lab: La
         ("die", None),
         ("destroy", None),
     ]
+
+
+# -- images ------------------------------------------------------------------------------------
+
+
+async def test_a_commit_makes_an_image_that_is_found_by_id_and_by_name(lab: Lab) -> None:
+    base = await lab.engine.image(lab.image)
+    labels = {LABEL_ENVIRONMENT: "key", LABEL_ATTEMPT: "9", LABEL_KIND: "setup"}
+    written = lab.script("head -c 1000000 /dev/urandom >/opt/kept; true", installs=True)
+    image = await lab.commit(written, labels=labels)
+
+    found = await lab.engine.image(image)
+
+    assert base is not None
+    assert found is not None
+    assert found == await lab.engine.image(lab.tag())
+    assert image.startswith("sha256:")
+    assert (found.id, found.names, found.volumes) == (image, (lab.tag(),), ())
+    assert base.size + 1_000_000 <= found.size < base.size + 10_000_000
+    expected = {**written.labels, **labels, LABEL_KIND: KIND_IMAGE}
+    assert expected.items() <= found.labels.items()
+
+
+async def test_a_container_of_a_committed_image_runs_as_of_any_other(lab: Lab) -> None:
+    image = await lab.commit(lab.spec(installs=True))
+
+    for name, chosen in (("by-id", image), ("by-name", lab.tag())):
+        spec = lab.script("echo ran; exit 4", name=name, image=chosen)
+        container, output = await lab.run(spec)
+        assert output == {Stream.STDOUT: b"ran\n", Stream.STDERR: b""}
+        assert (await lab.down(container)).exit_code == 4
+    assert [item.job for item in await lab.engine.list()] == ["01JOB", "01JOB"]
+
+
+async def test_a_container_that_is_not_there_cannot_be_committed(lab: Lab) -> None:
+    with pytest.raises(ContainerMissing, match="missing"):
+        await lab.engine.commit(f"{lab.instance}-missing", lab.tag(), {})
+
+    assert await lab.engine.images({}) == []
+
+
+async def test_a_container_can_be_committed_again_under_the_same_name(lab: Lab) -> None:
+    """As it is when the answer to the first commit was lost."""
+    container, _ = await lab.run(lab.spec(installs=True))
+    await lab.down(container)
+    first = await lab.engine.commit(container, lab.tag(), {})
+    second = await lab.engine.commit(container, lab.tag(), {})
+
+    assert {image.id: image.names for image in await lab.engine.images({})} == {
+        first: (),
+        second: (lab.tag(),),
+    }
+
+
+async def test_an_image_that_lost_its_name_is_told_works_and_can_be_removed(lab: Lab) -> None:
+    before = await lab.commit(lab.spec(installs=True), labels={LABEL_BUILD: "1"})
+    after = await lab.commit(lab.spec(installs=True), labels={LABEL_BUILD: "2"})
+
+    images = {image.labels[LABEL_BUILD]: image for image in await lab.engine.images({})}
+    container, output = await lab.run(lab.script("echo ran", image=before))
+    await lab.engine.remove(container)
+    await lab.engine.remove_image(before)
+
+    assert {build: (image.id, image.names) for build, image in images.items()} == {
+        "1": (before, ()),
+        "2": (after, (lab.tag(),)),
+    }
+    assert output[Stream.STDOUT] == b"ran\n"
+    assert await lab.engine.image(before) is None
+    assert [image.id for image in await lab.engine.images({})] == [after]
+
+
+async def test_images_are_told_by_their_labels_and_as_they_are_found_alone(lab: Lab) -> None:
+    one = await lab.commit(lab.spec(), "one", {LABEL_ENVIRONMENT: "one", LABEL_BUILD: "1"})
+    two = await lab.commit(lab.spec(), "two", {LABEL_ENVIRONMENT: "two", LABEL_BUILD: "1"})
+
+    async def told(**labels: str) -> list[str]:
+        return sorted(image.id for image in await lab.engine.images(labels))
+
+    assert await told() == sorted([one, two])
+    assert await told(**{LABEL_BUILD: "1"}) == sorted([one, two])
+    assert await told(**{LABEL_ENVIRONMENT: "two", LABEL_BUILD: "1"}) == [two]
+    assert await told(**{LABEL_ENVIRONMENT: "one", LABEL_BUILD: "2"}) == []
+    assert await lab.engine.images({LABEL_ENVIRONMENT: "one"}) == [await lab.engine.image(one)]
+
+
+async def test_a_container_that_somebody_starts_from_an_image_of_ours_is_none_of_ours(
+    lab: Lab,
+) -> None:
+    """It inherits the labels, those of the container that was committed among them."""
+    image = await lab.commit(lab.spec(installs=True))
+    async with lab.tape() as tape:
+        theirs = await lab.engine.create(lab.spec(name="theirs", image=image, labels={}))
+        await lab.engine.start(theirs)
+        await lab.down(theirs)
+        listed = await lab.engine.list()
+        await lab.engine.remove(theirs)
+        ours = await lab.engine.create(lab.spec(name="ours", image=image))
+        await lab.engine.remove(ours)
+        await tape.until("destroy", ours)
+
+    assert listed == []
+    assert tape.of(theirs) == []
+
+
+@pytest.mark.parametrize("by_name", [True, False])
+async def test_an_image_is_removed_and_may_be_removed_again(lab: Lab, by_name: bool) -> None:
+    image = await lab.commit(lab.spec(installs=True))
+    chosen = lab.tag() if by_name else image
+
+    await lab.engine.remove_image(chosen)
+    await lab.engine.remove_image(chosen)
+
+    assert await lab.engine.image(image) is None
+    assert await lab.engine.image(lab.tag()) is None
+    assert await lab.engine.images({}) == []
+    assert await lab.engine.image(lab.image) is not None  # what it was built from
+
+
+@pytest.mark.parametrize("by_name", [True, False])
+async def test_an_image_stays_while_a_container_of_it_is_there(lab: Lab, by_name: bool) -> None:
+    image = await lab.commit(lab.spec(installs=True))
+    chosen = lab.tag() if by_name else image
+    container = await lab.engine.create(lab.script("read -r x", image=image))
+
+    async def assert_it_stays() -> None:
+        with pytest.raises(ImageInUse, match=rf"{chosen} stays, .*container {container[:12]}"):
+            await lab.engine.remove_image(chosen)
+        found = await lab.engine.image(image)
+        assert found is not None
+        assert found.names == (lab.tag(),)
+
+    await assert_it_stays()
+    attachment = await lab.engine.attach(container)
+    await lab.engine.start(container)
+    await assert_it_stays()
+    await attachment.write(b"\n")
+    await lab.down(container)
+    await assert_it_stays()
+    await attachment.close()
+    await lab.engine.remove(container)
+    await lab.engine.remove_image(chosen)
+    assert await lab.engine.image(image) is None
+
+
+async def test_an_image_that_another_was_made_from_loses_only_its_name(lab: Lab) -> None:
+    parent = await lab.commit(lab.spec(installs=True), "parent")
+    child = await lab.commit(lab.spec(installs=True, image=parent), "child")
+
+    with pytest.raises(ImageInUse, match="dependent child images"):
+        await lab.engine.remove_image(parent)
+    await lab.engine.remove_image(lab.tag("parent"))
+
+    found = await lab.engine.image(parent)
+    assert found is not None
+    assert found.names == ()
+    assert [image.id for image in await lab.engine.images({})] == [child]
+    await lab.engine.remove_image(child)
+    assert [image.id for image in await lab.engine.images({})] == [parent]
 
 
 # -- log ---------------------------------------------------------------------------------------

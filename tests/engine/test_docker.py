@@ -1,21 +1,24 @@
 """What only a real engine can show: the sandbox, and what it does when it is not there."""
 
 import asyncio
+import contextlib
 import json
 import socket
 import struct
 import subprocess
+import tarfile
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 from aiohttp import web
 
+from ciworker.domain.container import LABEL_INSTANCE
 from ciworker.domain.log import LogFrame, Stream
 from ciworker.engine.docker import DockerEngine
-from ciworker.errors import EngineFailed, EngineRefused, EngineUnavailable
+from ciworker.errors import EngineFailed, EngineRefused, EngineUnavailable, ImageInUse
 from tests.engine.lab import PATIENCE, Lab
 
 
@@ -120,6 +123,74 @@ async def test_inside_there_is_no_network(lab: Lab) -> None:
     assert "Network is unreachable" in said
 
 
+async def test_the_engine_confirms_what_an_installing_container_may_do_and_nothing_else(
+    lab: Lab,
+) -> None:
+    volumes = ("/var/lib/thing",)
+    await lab.engine.create(lab.spec(name="job", volumes=volumes))
+    await lab.engine.create(lab.spec(name="setup", volumes=volumes, installs=True))
+    job, setup = (_docker_inspect(f"{lab.instance}-{name}") for name in ("job", "setup"))
+    differing = {
+        key: setup[part][key]
+        for part in ("Config", "HostConfig")
+        for key in setup[part]
+        if setup[part][key] != job[part].get(key) and key not in ("Hostname", "Tmpfs")
+    }
+
+    assert differing == {
+        "User": "0:0",
+        "CapAdd": ["CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID", "KILL", "SETGID", "SETUID"],
+        "ReadonlyRootfs": False,
+    }
+    assert setup["HostConfig"]["Tmpfs"] == {
+        path: options.replace("id=1000", "id=0")
+        for path, options in job["HostConfig"]["Tmpfs"].items()
+    }
+
+
+async def test_an_installing_container_is_root_with_seven_capabilities(lab: Lab) -> None:
+    said = await _said(
+        lab,
+        "id -u; stat -c '%a %u' /workspace; grep -E '^(Cap|NoNewPrivs)' /proc/self/status",
+        installs=True,
+    )
+
+    user, workspace, *status = said.splitlines()
+    assert (user, workspace) == ("0", "700 0")
+    seven = f"{0b11111011:016x}"  # 0 CHOWN, 1 DAC_OVERRIDE, 3 FOWNER ... 7 SETUID: not 2
+    said_of = dict(line.split(":\t") for line in status)
+    assert {said_of[name] for name in ("CapPrm", "CapEff", "CapBnd")} == {seven}
+    assert (said_of["CapAmb"], said_of["NoNewPrivs"]) == ("0" * 16, "1")
+
+
+async def test_an_installing_container_can_do_what_packages_do(lab: Lab) -> None:
+    """Each line needs one of the capabilities: to add a user and its folder, and to be it."""
+    said = await _said(
+        lab,
+        "useradd --system owner && install -d -o owner -g owner -m 2750 /opt/d && touch /opt/d/f\n"
+        "chmod 2755 /opt/d && install -g owner -m 2755 /bin/true /opt/d/true\n"
+        "stat -c '%a %U' /opt/d /opt/d/true\n"
+        "setpriv --reuid owner --regid owner --clear-groups sh -c 'id -un; exec sleep 60' &\n"
+        "until grep -q '^Name:.sleep' /proc/$!/status; do :; done\n"
+        "kill $! && echo killed",
+        installs=True,
+    )
+
+    assert said.splitlines() == ["2755 owner", "2755 root", "owner", "killed"]
+
+
+async def test_an_installing_container_can_neither_mount_nor_make_devices(lab: Lab) -> None:
+    said = await _said(
+        lab,
+        "for tried in 'mount -t tmpfs none /mnt' 'mknod /opt/disk b 8 0' 'chroot / true'"
+        " 'unshare --mount true' 'hostname other'; do"
+        " $tried 2>/dev/null && echo $tried; done; ls -A /mnt /opt",
+        installs=True,
+    )
+
+    assert said == "/mnt:\n\n/opt:\n"  # and none of those that did
+
+
 async def test_processes_are_limited(lab: Lab) -> None:
     said = await _said(lab, "for i in 1 2 3 4 5 6 7 8; do sleep 5 & done; echo all", pids=6)
 
@@ -187,6 +258,138 @@ async def test_what_an_image_brings_along_changes_nothing(lab: Lab, awkward: str
     assert described["Config"]["StopSignal"] == "SIGTERM"
     assert described["Mounts"] == []
     assert "Health" not in described["State"]
+
+
+# -- what a commit keeps ---------------------------------------------------------------------------
+
+SECRET = "a-token-that-was-sent-through-stdin"
+
+
+async def test_what_was_installed_is_kept_and_nothing_else(lab: Lab, tmp_path: Path) -> None:
+    """Not what lies in memory or in a mount, nor what was sent in; mount points stay, empty."""
+    (tmp_path / "ca.pem").write_text(f"{SECRET}\n")
+    tmp_path.chmod(0o755)
+    spec = lab.script(
+        "read -r secret; for d in /workspace /tmp /var/lib/thing; do echo $secret >$d/left; done\n"
+        "cat /etc/own/ca.pem /workspace/left /tmp/left; mkdir /opt/d; echo kept-bytes >/opt/d/kept",
+        installs=True,
+        volumes=("/var/lib/thing",),
+        mounts=(f"{tmp_path}/ca.pem:/etc/own/ca.pem:ro",),
+    )
+    container, output = await lab.run(spec, f"{SECRET}\n".encode())
+    await lab.down(container)
+    image = await lab.engine.commit(container, lab.tag(), {})
+    saved = tmp_path / "image.tar"
+    _docker("save", "--output", str(saved), image)
+
+    assert output == {Stream.STDOUT: f"{SECRET}\n".encode() * 3, Stream.STDERR: b""}
+    assert _holds(saved, b"kept-bytes")
+    assert not _holds(saved, SECRET.encode())
+    assert SECRET not in _docker("history", "--no-trunc", image)
+    assert SECRET not in _docker("inspect", image)
+    assert _files(saved) == {"opt/d/kept": len("kept-bytes\n")}
+
+
+def _holds(path: Path, searched: bytes) -> bool:
+    """Whether a file holds these bytes; it is read in pieces that overlap."""
+    rest = b""
+    with path.open("rb") as file:
+        while piece := file.read(2**24):
+            if searched in rest + piece:
+                return True
+            rest = piece[-len(searched) :]
+    return False
+
+
+def _files(saved: Path) -> Mapping[str, int]:
+    """Names and sizes of the files in the layer that was added last; without empty ones."""
+    with tarfile.open(saved) as image:
+        manifest = image.extractfile("manifest.json")
+        assert manifest
+        (described,) = json.load(manifest)
+        with tarfile.open(fileobj=image.extractfile(described["Layers"][-1])) as layer:
+            return {item.name: item.size for item in layer if item.size}
+
+
+async def test_a_job_reads_what_was_installed_and_cannot_change_it(lab: Lab) -> None:
+    image = await lab.commit(
+        lab.script("umask 022; echo tea >/opt/kept; chmod 777 /opt", installs=True)
+    )
+
+    said = await _said(lab, "cat /opt/kept; touch /opt/x; id -u", name="reader", image=image)
+
+    assert said == "tea\ntouch: cannot touch '/opt/x': Read-only file system\n1000\n"
+
+
+async def test_started_by_hand_an_image_gives_a_root_shell_or_what_is_asked(lab: Lab) -> None:
+    await lab.commit(lab.spec(installs=True))
+
+    shell = subprocess.run(
+        ["docker", "run", "--rm", "--interactive", lab.tag()],
+        check=True, capture_output=True, text=True, input="id -u; pwd\n",
+    )  # fmt: skip
+    asked = _docker("run", "--rm", lab.tag(), "python3", "-c", "print('asked')")
+
+    assert shell.stdout == "0\n/\n"
+    assert asked == "asked"
+
+
+async def test_volumes_that_the_base_declares_are_told_of_a_committed_image_too(
+    lab: Lab, awkward: str
+) -> None:
+    image = await lab.commit(lab.spec(image=awkward, volumes=("/var/lib/thing",), installs=True))
+    found = await lab.engine.image(image)
+    config = json.loads(_docker("image", "inspect", image))[0]["Config"]
+    await lab.engine.remove_image(image)  # before the one that it was made from
+
+    assert found is not None
+    assert list(found.volumes) == ["/var/lib/thing"]
+    assert (config["Entrypoint"] or [], config["Cmd"]) == ([], ["sh"])
+
+
+async def test_only_images_of_this_instance_are_told(lab: Lab) -> None:
+    container, _ = await lab.run(lab.spec(installs=True))
+    await lab.down(container)
+    async with DockerEngine(None, lab.stranger) as stranger:
+        theirs = await stranger.commit(container, lab.tag("theirs"), {LABEL_INSTANCE: lab.instance})
+        ours = await lab.engine.commit(container, lab.tag("ours"), {})
+
+        assert [image.id for image in await stranger.images({})] == [theirs]
+    assert [image.id for image in await lab.engine.images({})] == [ours]
+
+
+@pytest.fixture
+def copy(lab: Lab) -> Iterator[str]:
+    """A name that somebody gives to an image; at the end it is taken back."""
+    name = f"{lab.instance}:copy"
+    yield name
+    subprocess.run(["docker", "rmi", name], check=True, capture_output=True)
+
+
+async def test_what_somebody_made_from_an_image_of_ours_is_theirs(lab: Lab, copy: str) -> None:
+    image = await lab.commit(lab.spec(installs=True))
+    container = await lab.engine.create(lab.spec(image=image, labels={}))
+    _docker("commit", container, copy)
+    await lab.engine.remove(container)
+
+    assert LABEL_INSTANCE in _docker("inspect", copy)  # it has inherited everything
+    assert [found.id for found in await lab.engine.images({})] == [image]
+
+
+async def test_an_image_that_somebody_named_too_stays_theirs(lab: Lab, copy: str) -> None:
+    image = await lab.commit(lab.spec(installs=True))
+    _docker("tag", image, copy)
+
+    (told,) = await lab.engine.images({})
+    with pytest.raises(ImageInUse, match="multiple repositories"):
+        await lab.engine.remove_image(image)
+    await lab.engine.remove_image(lab.tag())
+
+    assert sorted(told.names) == sorted([copy, lab.tag()])
+    assert await lab.engine.images({}) == []
+    found = await lab.engine.image(image)
+    assert found is not None
+    assert list(found.names) == [copy]
 
 
 async def test_a_mount_is_there_and_read_only(lab: Lab, tmp_path: Path) -> None:
@@ -272,6 +475,28 @@ async def test_streams_that_are_left_early_leave_no_connection_behind(lab: Lab) 
     assert len(connections._acquired) == 0
 
 
+@contextlib.asynccontextmanager
+async def _engine_that(
+    answer: Callable[[web.Request], Awaitable[web.Response]], folder: Path
+) -> AsyncIterator[DockerEngine]:
+    """An engine with one answer to everything but the question for its version."""
+
+    async def version(_request: web.Request) -> web.Response:
+        return web.json_response({"ApiVersion": "1.41"})
+
+    app = web.Application()
+    app.router.add_get("/version", version)
+    app.router.add_route("*", "/{path:.*}", answer)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.UnixSite(runner, str(folder / "docker.sock")).start()
+    try:
+        async with DockerEngine(f"unix://{folder}/docker.sock", "test") as engine:
+            yield engine
+    finally:
+        await runner.cleanup()
+
+
 def _entry(stream: int, payload: bytes) -> bytes:
     return struct.pack(">BxxxL", stream, len(payload)) + payload
 
@@ -290,23 +515,46 @@ ENTRY = _entry(1, b"2026-11-21T02:13:42.802512951Z one\n")
 async def test_a_log_is_read_up_to_its_damage(
     tmp_path: Path, body: bytes, error: type[Exception], message: str
 ) -> None:
-    async def answer(request: web.Request) -> web.Response:
-        if request.path == "/version":
-            return web.json_response({"ApiVersion": "1.41"})
+    async def damaged(_request: web.Request) -> web.Response:
         return web.Response(body=body)
 
-    app = web.Application()
-    app.router.add_get("/{path:.*}", answer)
-    runner = web.AppRunner(app)
-    await runner.setup()
-    await web.UnixSite(runner, str(tmp_path / "docker.sock")).start()
     frames: list[LogFrame] = []
-    try:
-        async with DockerEngine(f"unix://{tmp_path}/docker.sock", "test") as engine:
-            with pytest.raises(error, match=message):  # noqa: PT012 # what came before counts
-                async for batch in engine.log("x", follow=False):
-                    frames += batch
-    finally:
-        await runner.cleanup()
+    async with _engine_that(damaged, tmp_path) as engine:
+        with pytest.raises(error, match=message):  # noqa: PT012 # what came before counts
+            async for batch in engine.log("x", follow=False):
+                frames += batch
 
     assert frames == [LogFrame(Stream.STDOUT, 1795227222802, b"one\n")]
+
+
+async def test_a_commit_that_finds_no_room_has_failed_with_the_engines_words(
+    tmp_path: Path,
+) -> None:
+    """As Docker 20.10 answers on a full disk; it leaves nothing of the image behind."""
+    words = "Error processing tar file(exit status 1): write /opt/x: no space left on device"
+
+    async def full(_request: web.Request) -> web.Response:
+        return web.json_response({"message": words}, status=500)
+
+    async with _engine_that(full, tmp_path) as engine:
+        with pytest.raises(EngineFailed, match="no space left on device"):
+            await engine.commit("x", "ciworker-env:key", {})
+
+
+async def test_a_commit_may_take_longer_than_other_calls_but_not_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ciworker.engine.docker.CALL_TIMEOUT", 0.2)
+    waits = 0.4
+
+    async def slow(_request: web.Request) -> web.Response:
+        await asyncio.sleep(waits)
+        return web.json_response({"Id": "sha256:1"}, status=201)
+
+    async with _engine_that(slow, tmp_path) as engine:
+        with pytest.raises(EngineUnavailable, match="in time"):
+            await engine.info()
+        assert await engine.commit("x", "ciworker-env:key", {}) == "sha256:1"
+        monkeypatch.setattr("ciworker.engine.docker.COMMIT_TIMEOUT", 0.2)
+        with pytest.raises(EngineUnavailable, match="in time"):
+            await engine.commit("x", "ciworker-env:key", {})

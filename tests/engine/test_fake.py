@@ -9,7 +9,13 @@ import pytest
 
 from ciworker.domain.container import State
 from ciworker.domain.log import Stream
-from ciworker.errors import EngineRefused, EngineUnavailable, ImageMissing
+from ciworker.errors import (
+    EngineFailed,
+    EngineRefused,
+    EngineUnavailable,
+    ImageInUse,
+    ImageMissing,
+)
 from tests.engine.fake import BUFFER, FakeEngine
 from tests.engine.lab import Lab, read_all
 
@@ -223,6 +229,38 @@ async def test_an_image_of_the_registry_can_be_pulled(engine: FakeEngine) -> Non
     assert await engine.image("python:3") is not None
     with pytest.raises(ImageMissing):
         await engine.pull("python:4")
+
+
+async def test_a_commit_can_be_held_fail_and_lose_its_answer(lab: Lab, engine: FakeEngine) -> None:
+    container, _ = await lab.run(lab.spec())
+    engine.fail("commit", EngineFailed("no space left on device"))
+    engine.fail("commit", EngineUnavailable("the answer is lost"), after=True)
+    gate = engine.hold("commit")
+    committing = asyncio.create_task(engine.commit(container, lab.tag(), {}))
+    await asyncio.sleep(0)
+    assert not committing.done()
+
+    gate.set()
+
+    with pytest.raises(EngineFailed):
+        await committing
+    assert await engine.images({}) == []
+    with pytest.raises(EngineUnavailable):
+        await engine.commit(container, lab.tag(), {})
+    assert len(await engine.images({})) == 1
+
+
+async def test_an_image_of_several_names_goes_with_the_last(lab: Lab, engine: FakeEngine) -> None:
+    image = await lab.commit(lab.spec())
+    engine.images_by_name["copy:1"] = engine.images_by_name[lab.tag()]
+
+    with pytest.raises(ImageInUse, match="multiple repositories"):
+        await engine.remove_image(image)
+    await engine.remove_image(lab.tag())
+    assert await engine.images({}) == []  # the copy is its maker's
+    assert await engine.image(image) is not None
+    await engine.remove_image("copy:1")
+    assert await engine.image(image) is None
 
 
 async def test_a_follow_loses_the_last_line_without_newline(lab: Lab) -> None:

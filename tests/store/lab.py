@@ -14,7 +14,8 @@ from typing import Any
 
 from ulid import ULID
 
-from ciworker.domain.job import Job, Spec, Status
+from ciworker.domain.environment import Environment, EnvironmentStatus
+from ciworker.domain.job import Job, Kind, Spec, Status
 from ciworker.domain.log import Chunk, Cursor, Position, Run, Stream
 from ciworker.store.logs import Batch
 from ciworker.store.session import Database
@@ -37,6 +38,27 @@ def new_job(number: int = 0, *, memory: int = 2**30, project: str = "tea", **fie
     return Job(**(wanted | fields))
 
 
+def new_setup(number: int, environment: str = "e" * 64, **fields: Any) -> Job:
+    """A queued setup job of the worker's own."""
+    return new_job(number, kind=Kind.SETUP, environment=environment, **fields)
+
+
+def new_environment(key: str = "e" * 64, **fields: Any) -> Environment:
+    """One that is absent, as it is when a job first needs it."""
+    wanted: dict[str, Any] = {
+        "key": key,
+        "status": EnvironmentStatus.ABSENT,
+        "project": "tea",
+        "image": "python:3.12-slim",
+        "image_id": "sha256:" + "a" * 64,
+        "commands": ("pip install -r requirements.txt",),
+        "inputs": {"requirements.txt": "b" * 64},
+        "operator": "c" * 64,
+        "created_at": NOW,
+    }
+    return Environment(**(wanted | fields))
+
+
 def job_id(number: int) -> str:
     return str(ULID.from_int((1 << 90) + number))
 
@@ -46,9 +68,9 @@ def chunk(first: int, *texts: str, at: int = 1000) -> Chunk:
     return Chunk(first, data, (Run(Stream.STDOUT, at, len(texts), len(data), True),))
 
 
-def batch(job: str, stored: Chunk, total_bytes: int = 0) -> Batch:
+def batch(job: str, stored: Chunk, total_bytes: int = 0, attempt: int = 1) -> Batch:
     cursor = Cursor(Position(stored.last, 0), Position(0, 7))
-    return Batch(job, 1, stored, total_bytes or stored.last, cursor)
+    return Batch(job, attempt, stored, total_bytes or stored.last, cursor)
 
 
 async def seed(database: Database, count: int) -> None:

@@ -15,7 +15,10 @@ from sqlalchemy import event
 from ciworker.domain.job import (
     TERMINAL,
     TRANSITIONS,
+    Backend,
+    Cache,
     Job,
+    Kind,
     Reason,
     Spec,
     Status,
@@ -25,7 +28,7 @@ from ciworker.domain.job import (
 from ciworker.errors import Conflict, Invalid, StoreRefused
 from ciworker.store.jobs import IDEMPOTENCY_WINDOW, Expect, Jobs
 from ciworker.store.session import Database
-from tests.store.lab import NOW, SECOND, chunk, job_id, new_job, rows
+from tests.store.lab import NOW, SECOND, chunk, job_id, new_job, new_setup, rows
 
 PATHS: dict[Status, tuple[Status, ...]] = {
     Status.QUEUED: (),
@@ -348,18 +351,18 @@ async def test_after_a_write_that_failed_the_database_is_asked(
     assert await jobs.current(job.id) == await jobs.get(job.id) != job
 
 
-async def test_what_is_kept_is_bounded_and_the_oldest_goes_first(
-    jobs: Jobs, monkeypatch: pytest.MonkeyPatch
+async def test_what_is_kept_is_bounded(
+    database: Database, changed: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("ciworker.store.jobs.KEPT", 3)
+    jobs = Jobs(database, on_change=changed.append)
     for number in range(5):
         await jobs.add(new_job(number), "me", None)
-    await jobs.note(job_id(2), NOW, "seen")
+    assert len(jobs._kept) == 3
 
-    assert list(jobs._written) == [job_id(3), job_id(4), job_id(2)]
     for number in range(5):
         assert await jobs.current(job_id(number)) == await jobs.get(job_id(number))
-    assert len(jobs._written) == 3
+    assert len(jobs._kept) == 3
 
 
 # -- lists
@@ -430,6 +433,48 @@ async def test_changes_of_all_jobs_come_once_and_in_order(jobs: Jobs) -> None:
         assert own == await jobs.history(job_id(number))
 
 
+async def test_setups_are_told_of_to_nobody_who_did_not_ask_for_them_by_name(jobs: Jobs) -> None:
+    await brought(jobs, Status.RUNNING, 0)
+    setup = await jobs.add(new_setup(1), "", None)
+    await jobs.move(setup.id, Expect(Status.QUEUED, 0), Status.STARTING, NOW)
+    await brought(jobs, Status.STARTING, 2)
+    await jobs.note(setup.id, NOW, "seen")
+
+    assert [job.id for job in await jobs.page(limit=9)] == [job_id(2), job_id(0)]
+    assert [job.id for job in await jobs.page(limit=1, before=job_id(2))] == [job_id(0)]
+    starting = await jobs.page(limit=9, status=Status.STARTING, project="tea")
+    assert [job.id for job in starting] == [job_id(2)]
+    told = [entry.job_id for entry in await jobs.changes(0, limit=99)]
+    assert told == [job_id(0)] * 3 + [job_id(2)] * 2
+    assert await jobs.current(setup.id) == await jobs.get(setup.id)
+    assert [entry.message for entry in await jobs.history(setup.id)] == [None, None, "seen"]
+    assert await jobs.newest_id() == job_id(2)
+
+
+async def test_whoever_goes_on_from_the_last_change_hears_all_that_come_after(jobs: Jobs) -> None:
+    """Though the last one be a setup's, which is told to nobody."""
+    job = await brought(jobs, Status.RUNNING, 0)
+    setup = await jobs.add(new_setup(1), "", None)
+    last = await jobs.last_change()
+    assert last == (await jobs.history(setup.id))[-1].id
+    assert await jobs.changes(last, limit=9) == []
+
+    await jobs.note(setup.id, NOW, "seen")
+    assert await jobs.changes(last, limit=9) == []
+    await jobs.note(job.id, NOW, "seen")
+    (entry,) = await jobs.changes(last, limit=9)
+    assert (entry.job_id, entry.id) == (job.id, await jobs.last_change())
+
+
+async def test_many_changes_of_setups_do_not_hide_those_behind_them(jobs: Jobs) -> None:
+    setup = await jobs.add(new_setup(0), "", None)
+    for _ in range(20):
+        await jobs.note(setup.id, NOW, "seen")
+    await jobs.add(new_job(1), "me", None)
+
+    assert [entry.job_id for entry in await jobs.changes(0, limit=1)] == [job_id(1)]
+
+
 async def test_the_newest_id_is_known(jobs: Jobs) -> None:
     assert await jobs.newest_id() is None
     for number in (3, 9, 5):
@@ -446,7 +491,7 @@ async def test_the_head_of_the_queue_is_the_oldest_of_the_highest_priority(jobs:
         await jobs.add(new_job(number, priority=priority), "me", None)
 
     order = []
-    while head := await jobs.queue_head(NOW):
+    while head := await jobs.queue_head(NOW, Kind.JOB):
         order.append(head.id)
         await jobs.move(head.id, Expect(Status.QUEUED, 0), Status.STARTING, NOW)
 
@@ -459,16 +504,108 @@ async def test_a_job_in_its_backoff_is_passed_over_until_then(jobs: Jobs) -> Non
     await jobs.note_quietly(job_id(0), not_before=NOW + SECOND)
 
     for now, expected in ((NOW, 1), (NOW + SECOND - timedelta.resolution, 1), (NOW + SECOND, 0)):
-        head = await jobs.queue_head(now)
+        head = await jobs.queue_head(now, Kind.JOB)
         assert head
         assert head.id == job_id(expected)
     assert await jobs.next_backoff() == NOW + SECOND
 
 
+async def test_each_kind_has_a_queue_of_its_own(jobs: Jobs) -> None:
+    await jobs.add(new_job(0), "me", None)
+    await jobs.add(new_setup(1, priority=9), "", None)
+
+    heads = [await jobs.queue_head(NOW, kind) for kind in (Kind.JOB, Kind.SETUP)]
+
+    assert [head and head.id for head in heads] == [job_id(0), job_id(1)]
+
+
+async def test_a_job_that_waits_for_its_environment_is_no_head_until_it_is_released(
+    jobs: Jobs,
+) -> None:
+    await jobs.add(new_job(0, priority=9, waits=True), "me", None)
+    await jobs.add(new_job(1), "me", None)
+    head = await jobs.queue_head(NOW, Kind.JOB)
+    assert head
+    assert head.id == job_id(1)
+
+    released = await jobs.note(job_id(0), NOW, "its environment is ready", waits=False)
+
+    assert await jobs.queue_head(NOW, Kind.JOB) == released
+
+
+async def test_a_job_may_have_to_wait_again_for_its_environment(jobs: Jobs) -> None:
+    job = await brought(jobs, Status.STARTING, environment="e" * 64)
+
+    again = await jobs.move(
+        job.id, Expect(Status.STARTING, 0), Status.QUEUED, NOW, waits=True, build=job_id(7)
+    )
+
+    assert again == replace(job, status=Status.QUEUED, waits=True, build=job_id(7))
+    assert again == await jobs.get(job.id)
+    assert await jobs.waiting() == [job.id]
+    assert await jobs.queue_head(NOW, Kind.JOB) is None
+
+
+async def test_only_a_job_that_the_queue_could_admit_has_a_backoff_to_wait_out(jobs: Jobs) -> None:
+    await jobs.add(new_job(0, not_before=NOW, waits=True), "me", None)
+    assert await jobs.next_backoff() is None
+
+    await jobs.add(new_setup(1, not_before=NOW + SECOND), "", None)
+
+    assert await jobs.next_backoff() == NOW + SECOND
+    assert await jobs.queue_head(NOW, Kind.SETUP) is None
+
+
+async def test_jobs_that_wait_are_known_oldest_first(jobs: Jobs) -> None:
+    for number in (3, 1, 4, 2, 0):
+        await jobs.add(new_job(number, waits=number != 2, priority=number), "me", None)
+    await jobs.note(job_id(1), NOW, "cancel", cancel_by="me")
+    await jobs.move(job_id(4), Expect(Status.QUEUED, 0), Status.FAILED, NOW)
+
+    assert await jobs.waiting() == [job_id(0), job_id(1), job_id(3)]
+
+
+async def test_jobs_that_wait_for_one_environment_are_known_oldest_first(jobs: Jobs) -> None:
+    mine, other = "e" * 64, "f" * 64
+    for number in (3, 2, 1, 0):
+        await jobs.add(new_job(number, waits=True, environment=mine), "me", None)
+    await jobs.add(new_job(4, waits=True, environment=other), "me", None)
+    await jobs.add(new_job(5, waits=True), "me", None)
+    await jobs.add(new_job(6, waits=False, environment=mine), "me", None)
+    await jobs.add(new_setup(7, mine), "", None)
+    await jobs.note(job_id(1), NOW, "cancel", cancel_by="me")
+    await jobs.move(job_id(2), Expect(Status.QUEUED, 0), Status.FAILED, NOW)
+
+    waiting = await jobs.waiting_for(mine)
+
+    assert waiting == [await jobs.get(job_id(0)), await jobs.get(job_id(3))]
+    assert [job.id for job in await jobs.waiting_for(other)] == [job_id(4)]
+    assert await jobs.waiting_for("%") == []
+
+
+async def test_an_environment_is_in_use_until_the_last_job_that_needs_it_has_ended(
+    jobs: Jobs,
+) -> None:
+    for number, status in enumerate(Status):
+        await brought(jobs, status, number)
+        await jobs.note_quietly(job_id(number), environment=status.value)
+    await jobs.add(new_job(10, waits=True, environment="waits"), "me", None)
+    await jobs.add(new_job(11, environment="queued"), "me", None)
+    await jobs.add(new_setup(12, "built"), "", None)
+    await jobs.add(new_job(13), "me", None)
+
+    assert await jobs.environments_in_use() == {"queued", "starting", "running", "waits"}
+
+    await jobs.move(job_id(11), Expect(Status.QUEUED, 0), Status.CANCELLED, NOW)
+    assert "queued" in await jobs.environments_in_use()
+    await jobs.move(job_id(0), Expect(Status.QUEUED, 0), Status.CANCELLED, NOW)
+    assert "queued" not in await jobs.environments_in_use()
+
+
 async def test_there_is_no_head_and_no_backoff_where_nothing_waits(jobs: Jobs) -> None:
     await brought(jobs, Status.RUNNING, not_before=NOW)
 
-    assert await jobs.queue_head(NOW) is None
+    assert await jobs.queue_head(NOW, Kind.JOB) is None
     assert await jobs.next_backoff() is None
 
 
@@ -481,6 +618,16 @@ async def test_active_jobs_are_those_that_hold_a_slot(jobs: Jobs) -> None:
         for number, status in enumerate(Status)
         if status in (Status.STARTING, Status.RUNNING)
     }
+
+
+async def test_setups_hold_slots_of_their_own(jobs: Jobs) -> None:
+    await brought(jobs, Status.RUNNING, 0)
+    await jobs.add(new_setup(1, memory=7), "", None)
+    await jobs.move(job_id(1), Expect(Status.QUEUED, 0), Status.STARTING, NOW)
+
+    assert await jobs.active(Kind.JOB) == {job_id(0): 2**30}
+    assert await jobs.active(Kind.SETUP) == {job_id(1): 7}
+    assert await jobs.active() == {job_id(0): 2**30, job_id(1): 7}
 
 
 async def test_queued_jobs_whose_cancel_was_asked_for_are_known(jobs: Jobs) -> None:
@@ -511,6 +658,7 @@ def instants() -> st.SearchStrategy[datetime]:
 
 
 TEXT = st.text(max_size=30)
+TEXTS = st.lists(TEXT, max_size=3).map(tuple)
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**53), 2**53) | TEXT,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3),
@@ -526,6 +674,10 @@ SPECS = st.builds(
     network=st.booleans(),
     project=TEXT,
     env=st.dictionaries(TEXT, TEXT, max_size=3),
+    setup=TEXTS,
+    setup_inputs=st.dictionaries(TEXT, TEXT, max_size=3),
+    backend=st.none() | st.builds(Backend, TEXT, TEXTS, st.none() | TEXT),
+    cache=st.sampled_from(Cache),
 )
 SUBMITTED = st.fixed_dictionaries(
     {
@@ -536,6 +688,10 @@ SUBMITTED = st.fixed_dictionaries(
         "source": st.dictionaries(TEXT, JSON, max_size=3),
         "priority": st.integers(-(2**31), 2**31),
         "retry_of": st.none() | TEXT,
+        "not_before": st.none() | instants(),
+        "kind": st.sampled_from(Kind),
+        "environment": st.none() | TEXT,
+        "waits": st.booleans(),
     }
 )
 FOUND_LATER = st.fixed_dictionaries(
@@ -556,6 +712,9 @@ FOUND_LATER = st.fixed_dictionaries(
         "log_complete": st.booleans(),
         "log_incomplete": st.booleans(),
         "keep_until": st.none() | instants(),
+        "environment": st.none() | TEXT,
+        "waits": st.booleans(),
+        "build": st.none() | TEXT,
     }
 )
 ENDED = st.fixed_dictionaries(
@@ -595,7 +754,15 @@ async def test_every_field_comes_back_as_it_was_stored(
     ended = await jobs.move(job.id, expect, to, at, reason=end["reason"], message=end["message"])
     assert ended == replace(noted, status=to, **end)
     assert await jobs.get(job.id) == ended
-    assert ended in await jobs.page(limit=1000)
+    assert (ended in await jobs.page(limit=1000)) == (job.kind is Kind.JOB)
+
+
+async def test_a_spec_of_the_first_release_has_no_setup(jobs: Jobs, database: Database) -> None:
+    job = await jobs.add(new_job(0), "me", None)
+    for key in ("setup", "setup_inputs", "backend", "cache"):
+        await database.insert("UPDATE job SET spec = json_remove(spec, ?)", [f"$.{key}"])
+
+    assert await jobs.get(job.id) == job
 
 
 async def test_instants_keep_their_microseconds_and_compare_in_any_zone(
@@ -606,24 +773,3 @@ async def test_instants_keep_their_microseconds_and_compare_in_any_zone(
     ((stored,),) = rows(path, "SELECT created_at FROM job")
     assert stored == int(NOW.timestamp()) * 10**6 + 678901
     assert (await jobs.page(limit=1))[0].created_at == NOW
-
-
-async def test_a_read_that_a_commit_overtakes_is_not_kept(
-    jobs: Jobs, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    stored = await jobs.add(new_job(), "me", None)
-    jobs._written.clear()
-    read = jobs.get
-
-    async def overtaken(job_id: str) -> Job | None:
-        found = await read(job_id)
-        await jobs.note(job_id, NOW, "cancel", cancel_by="me")
-        jobs._written.clear()  # as a write that fails does
-        return found
-
-    monkeypatch.setattr(jobs, "get", overtaken)
-    await jobs.current(stored.id)
-    monkeypatch.undo()
-    current = await jobs.current(stored.id)
-    assert current is not None
-    assert current.cancel_by == "me"

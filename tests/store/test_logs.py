@@ -340,6 +340,33 @@ async def test_the_end_has_the_last_batchs_cursor(
     assert await reader.end(job) == LogEnd(3, 2**40, 2, cursor)
 
 
+@pytest.mark.parametrize(
+    ("attempts", "before"),
+    [
+        ([1, 1], 0),
+        ([-1], 10),
+        ([-1, -1, -1], 30),
+        ([-1, -2], 20),
+        ([-1, -1, 1], 20),
+        ([-3, 1, 1, 1], 10),
+        ([-1, -2, 1, 1], 20),
+        ([-1, 1, -2, 2, 2], 30),
+    ],
+)
+async def test_the_end_tells_how_much_stands_before_the_jobs_own_output(
+    database: Database, reader: LogReader, job: str, attempts: list[int], before: int
+) -> None:
+    """Lines of setups have a negative attempt; here each chunk has ten bytes."""
+    for n, attempt in enumerate(attempts, start=1):
+        await insert(database, batch(job, chunk(n, "x" * 9), 10 * n, attempt))
+
+    end = await reader.end(job)
+
+    assert end.before_attempt == before
+    assert (end.last, end.total_bytes) == (len(attempts), 10 * len(attempts))
+    assert (end.attempt, end.cursor.stdout.lines) == (attempts[-1], len(attempts))
+
+
 LINES = st.lists(
     st.tuples(
         st.sampled_from(Stream),

@@ -1,7 +1,11 @@
 """The schema after all steps is the one that the code describes; files that are not ours."""
 
 import contextlib
+import json
 import sqlite3
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +13,17 @@ import pytest
 from sqlalchemy import create_engine
 from sqlmodel import SQLModel
 
+from ciworker.domain.job import Job, Kind, Reason, Spec, Status, Stop
+from ciworker.domain.log import Chunk, Cursor, Position, pack_runs
 from ciworker.errors import StoreRefused
 from ciworker.store import schema
+from ciworker.store.jobs import Expect, Jobs
+from ciworker.store.logs import LogEnd, LogReader
+from ciworker.store.meta import instance_id
 from ciworker.store.migrations import STEPS
+from ciworker.store.schema import microseconds
 from ciworker.store.session import Database
-from tests.store.lab import rows
+from tests.store.lab import NOW, chunk, job_id, rows
 
 
 def described(path: Path) -> dict[str, Any]:
@@ -53,9 +63,12 @@ async def test_all_steps_together_make_the_schema_that_the_code_describes(
 
     wanted = described(tmp_path / "wanted.db")
     assert described(path) == wanted
-    assert wanted.keys() == {"job", "job_event", "log_chunk", "submission", "token", "meta"}
+    assert wanted.keys() == {
+        "job", "job_event", "log_chunk", "submission", "token", "meta", "environment",
+    }  # fmt: skip
     assert len(wanted["job"]["columns"]) == len(schema.JobRow.model_fields)
-    assert "status = 'queued'" in {index[-1] for index in wanted["job"]["indexes"]}
+    conditions = {index[-1] for index in wanted["job"]["indexes"]}
+    assert "status = 'queued' AND waits = 0" in conditions
 
 
 @pytest.mark.parametrize(
@@ -122,6 +135,118 @@ async def test_a_later_step_keeps_what_an_earlier_release_stored(
 
     assert rows(path, "SELECT * FROM meta") == [("instance", "mine", "moved")]
     assert rows(path, "PRAGMA user_version") == [(len(STEPS) + 1,)]
+
+
+@contextlib.contextmanager
+def of_version_1(path: Path) -> Iterator[sqlite3.Connection]:
+    """A file as the first release made it, to be filled with what that release wrote."""
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA journal_mode = WAL")
+        for statement in STEPS[0]:
+            connection.execute(statement)
+        connection.execute("PRAGMA user_version = 1")
+        with connection:
+            yield connection
+
+
+SPEC_1: dict[str, Any] = {
+    "image": "python:3.12-slim",
+    "run": "pytest -q",
+    "timeout": 900.0,
+    "memory": 2**30,
+    "cpus": 2.0,
+    "network": False,
+    "project": "tea",
+    "env": {"TZ": "UTC"},
+}
+COLUMNS_1 = (
+    "id, status, reason, project, spec, source, priority, memory, attempt, created_at, "
+    "stop_cause, stop_at, kills, oom, log_complete, log_incomplete, mark_token, tar_length"
+)
+
+
+def put_job_1(connection: sqlite3.Connection, number: int, status: Status) -> None:
+    at = microseconds(NOW)
+    values = (
+        job_id(number), status.value, "passed" if status is Status.COMPLETED else None, "tea",
+        json.dumps(SPEC_1), '{"kind": "tar"}', 5, 2**30, 1, at, "timed_out", at, "[9]", 1, 0, 0,
+        "token", 7,
+    )  # fmt: skip
+    connection.execute(
+        f"INSERT INTO job ({COLUMNS_1}) VALUES ({','.join('?' * len(values))})", values
+    )
+    connection.execute(
+        "INSERT INTO job_event (job_id, at, to_status) VALUES (?, ?, ?)",
+        (job_id(number), at, status.value),
+    )
+
+
+def job_1(number: int, status: Status) -> Job:
+    """What `put_job_1` put there, as it is to be read."""
+    return Job(
+        id=job_id(number),
+        status=status,
+        spec=Spec("python:3.12-slim", "pytest -q", 900.0, 2**30, 2.0, False, "tea", {"TZ": "UTC"}),
+        created_at=NOW,
+        mark_token="token",
+        tar_length=7,
+        reason=Reason.PASSED if status is Status.COMPLETED else None,
+        source={"kind": "tar"},
+        priority=5,
+        attempt=1,
+        stop=Stop(Reason.TIMED_OUT, NOW),
+        kills=(9,),
+        oom=True,
+    )
+
+
+async def test_what_the_first_release_stored_is_all_there_and_goes_on(path: Path) -> None:
+    lines = chunk(1, "a", "b")
+    with of_version_1(path) as connection:
+        for number, status in enumerate(Status):
+            put_job_1(connection, number, status)
+        connection.execute(
+            "INSERT INTO log_chunk VALUES (?, 1, 2, 1, 4, 2, 0, 0, 0, ?, ?)",
+            (job_id(3), pack_runs(lines.runs), lines.data),
+        )
+        connection.execute(
+            "INSERT INTO submission VALUES ('me', 'key', ?, ?)", (job_id(1), microseconds(NOW))
+        )
+        connection.execute("INSERT INTO meta VALUES ('instance', 'mine')")
+
+    database = await Database.open(path)
+    try:
+        await all_of_version_1_is_there(database, lines)
+        await a_job_of_version_1_goes_on(Jobs(database, on_change=lambda _: None))
+        assert await database.check_integrity() == ""
+    finally:
+        await database.close()
+    assert rows(path, "PRAGMA user_version") == [(len(STEPS),)]
+    assert rows(path, "PRAGMA foreign_key_check") == []
+
+
+async def all_of_version_1_is_there(database: Database, lines: Chunk) -> None:
+    jobs, logs = Jobs(database, on_change=lambda _: None), LogReader(database)
+    for number, status in enumerate(Status):
+        found = await jobs.get(job_id(number))
+        assert found == replace(job_1(number, status), log_lines=2 if number == 3 else 0)
+    assert len(await jobs.page(limit=9, project="tea")) == len(Status)
+    assert [entry.after for entry in await jobs.changes(0, limit=9)] == list(Status)
+    assert await jobs.submitted("me", "key", NOW) == job_1(1, Status.STARTING)
+    assert await logs.chunks(job_id(3), 0, 9) == [lines]
+    assert await logs.end(job_id(3)) == LogEnd(2, 4, 1, Cursor(Position(2)))
+    assert await instance_id(database, None) == "mine"
+    assert await jobs.active(Kind.JOB) == {job_id(1): 2**30, job_id(2): 2**30}
+    assert await jobs.waiting() == []
+    assert await jobs.environments_in_use() == frozenset()
+
+
+async def a_job_of_version_1_goes_on(jobs: Jobs) -> None:
+    head = await jobs.queue_head(NOW, Kind.JOB)
+    assert head == job_1(0, Status.QUEUED)
+    for before, after in pairwise((Status.QUEUED, Status.STARTING, Status.RUNNING)):
+        moved = await jobs.move(head.id, Expect(before, 1), after, NOW)
+        assert moved == job_1(0, after)
 
 
 async def test_a_file_that_is_no_database_is_refused_and_left_alone(path: Path) -> None:

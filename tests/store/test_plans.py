@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 from sqlalchemy import event
 
-from ciworker.domain.job import Status
+from ciworker.domain.job import Kind, Status
+from ciworker.store.environments import Environments
 from ciworker.store.jobs import Jobs
 from ciworker.store.logs import LogReader
 from ciworker.store.session import Database
@@ -18,9 +19,14 @@ CHUNKS = (
     "SELECT ?1, i, 1, 1, i, 0, 0, 0, 0, x'', x'' FROM n"
 )
 QUESTIONS: dict[str, Callable[[Jobs, LogReader], Awaitable[object]]] = {
-    "the head of the queue": lambda jobs, _: jobs.queue_head(NOW),
+    "the head of the queue": lambda jobs, _: jobs.queue_head(NOW, Kind.JOB),
+    "the head of the setups": lambda jobs, _: jobs.queue_head(NOW, Kind.SETUP),
     "the first backoff": lambda jobs, _: jobs.next_backoff(),
     "the active jobs": lambda jobs, _: jobs.active(),
+    "the active setups": lambda jobs, _: jobs.active(Kind.SETUP),
+    "the waiting jobs": lambda jobs, _: jobs.waiting(),
+    "the jobs that wait for an environment": lambda jobs, _: jobs.waiting_for("e"),
+    "the environments in use": lambda jobs, _: jobs.environments_in_use(),
     "the cancelled queued jobs": lambda jobs, _: jobs.cancelled_while_queued(),
     "one job": lambda jobs, _: jobs.get("x"),
     "attempts": lambda jobs, _: jobs.attempts(["x", "y"]),
@@ -98,7 +104,64 @@ async def test_every_question_is_answered_by_an_index(
 async def test_the_head_of_the_queue_is_read_in_order(
     jobs: Jobs, database: Database, asked: list[tuple[str, Any]]
 ) -> None:
-    await jobs.queue_head(NOW)
+    await jobs.queue_head(NOW, Kind.JOB)
 
     found = await plans(database, asked[-1:])
-    assert found[0] == "SEARCH job USING INDEX job_queue (status=?)"
+    assert found[0] == "SEARCH job USING INDEX job_queue (kind=?)"
+
+
+ASKED_OFTEN: dict[str, Callable[[Jobs, LogReader], Awaitable[object]]] = {
+    "the head of the queue": lambda jobs, _: jobs.queue_head(NOW, Kind.JOB),
+    "the head of the setups": lambda jobs, _: jobs.queue_head(NOW, Kind.SETUP),
+    "the jobs that wait for an environment": lambda jobs, _: jobs.waiting_for("some"),
+    "the end of a log": lambda _, logs: logs.end(job_id(0)),
+}
+
+
+@pytest.mark.parametrize("question", ASKED_OFTEN)
+async def test_what_is_asked_often_costs_the_same_of_10_000_queued_jobs(
+    jobs: Jobs, database: Database, asked: list[tuple[str, Any]], question: str
+) -> None:
+    """Half of them wait for an environment that nobody asks about."""
+    steps = []
+    for count in (10, 10_000):
+        await fill(database, count)
+        await ASKED_OFTEN[question](jobs, LogReader(database))
+        steps.append(await cost(database, *asked[-1]))
+
+    assert 0 < steps[0] == steps[1]
+
+
+async def fill(database: Database, count: int) -> None:
+    """So many queued jobs, the older half of which wait; and a log of so many chunks."""
+    await database.insert("DELETE FROM log_chunk", [])
+    await database.insert("DELETE FROM job", [])
+    await seed(database, count)
+    await database.insert(
+        "UPDATE job SET status = 'queued', environment = 'other', waits = id < ?",
+        [job_id(count // 2)],
+    )
+    await database.insert(CHUNKS, [job_id(0), count])
+    await database.insert("UPDATE log_chunk SET attempt = -1 WHERE first <= ?", [count // 2])
+
+
+async def cost(database: Database, statement: str, values: Any) -> int:
+    """How many instructions of SQLite's machine the answer takes."""
+    raw = await database._held.get_raw_connection()
+    assert raw.driver_connection
+    ticks: list[None] = []
+    await raw.driver_connection.set_progress_handler(lambda: ticks.append(None), 1)
+    async with raw.driver_connection.execute(statement, values) as cursor:
+        await cursor.fetchall()
+    await raw.driver_connection.set_progress_handler(lambda: None, 0)
+    return len(ticks)
+
+
+async def test_environments_of_a_project_are_read_in_order(
+    database: Database, asked: list[tuple[str, Any]]
+) -> None:
+    await Environments(database).of_project("tea")
+
+    assert await plans(database, asked[-1:]) == [
+        "SEARCH environment USING INDEX environment_project (project=?)"
+    ]

@@ -12,6 +12,7 @@ import tempfile
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
 from unicodedata import normalize
 
@@ -64,6 +65,7 @@ class Node:
 
 
 Tree = dict[bytes, Node]
+READ = [b"pyproject.toml", b".ciworker.toml", b"requirements.txt", b"uv.lock"]
 
 
 def take(packed: bytes, target: Path, limits: Limits = LIMITS, seed: int = 0) -> Workspace:
@@ -158,9 +160,7 @@ def folded(name: bytes) -> str:
 
 
 UTF8_NAMES = st.one_of(
-    st.sampled_from(
-        [b"a", b"README.md", b"pyproject.toml", b".ciworker.toml", b"x" * 99, b"y" * 255]
-    ),
+    st.sampled_from([b"a", b"README.md", *READ, b"x" * 99, b"y" * 255]),
     st.text(st.characters(exclude_categories=["Cc", "Cs"]), max_size=20).map(str.encode),
 ).filter(is_name)
 NAMES = st.one_of(UTF8_NAMES, st.binary(min_size=1, max_size=8).filter(is_name))
@@ -185,7 +185,7 @@ def trees(draw: st.DrawFn, names: st.SearchStrategy[bytes]) -> Tree:
     """Files at the root and in folders of two levels, announced or not, with links."""
     files = folders(names)
     tree = {
-        name: Node(Kind.FILE, node.data) if name in JOBFILES else node
+        name: Node(Kind.FILE, node.data) if name.decode("utf-8", "replace") in JOBFILES else node
         for name, node in draw(files).items()
     }
     for depth in draw(st.lists(st.integers(1, 3), max_size=2)):
@@ -197,8 +197,18 @@ def trees(draw: st.DrawFn, names: st.SearchStrategy[bytes]) -> Tree:
     return tree | {b"anchor": Node(Kind.FILE, b"always there")}
 
 
-def contents(tree: Tree, name: bytes) -> dict[str, bytes]:
-    return {name.decode(): tree[name].data} if name in tree else {}
+def read_files(tree: Tree) -> dict[str, bytes]:
+    """The files at the root that the worker reads."""
+    return {
+        name.decode(): node.data
+        for name, node in tree.items()
+        if name in READ and node.kind is Kind.FILE
+    }
+
+
+def root_names(tree: Tree) -> set[str]:
+    names = {name.partition(b"/")[0].decode("utf-8", "replace") for name in tree}
+    return {name for name in names if "\N{REPLACEMENT CHARACTER}" not in name}
 
 
 def check(tree: Tree, packed: bytes, seed: int) -> None:
@@ -212,7 +222,9 @@ def check(tree: Tree, packed: bytes, seed: int) -> None:
             members=len(tree),
             files=len(files),
             unpacked=sum(map(len, files)),
-            jobfiles=contents(tree, b"pyproject.toml") | contents(tree, b".ciworker.toml"),
+            names=root_names(tree),
+            digests={name: sha256(data).hexdigest() for name, data in read_files(tree).items()},
+            contents=read_files(tree),
         )
         assert list(Path(folder).iterdir()) == [target]
 
@@ -332,7 +344,7 @@ def test_job_files_are_captured_at_the_root_alone(tmp_path: Path, name: str) -> 
         b"below/" + name.encode(): Node(Kind.FILE, b"not this"),
     }
     workspace = take(zstandard.compress(tar_of(tree)), tmp_path / "spool")
-    assert workspace.jobfiles == {name: b"[tool]" * 30_000}
+    assert workspace.contents == {name: b"[tool]" * 30_000}
 
 
 def test_a_spool_file_is_its_owners_alone_and_never_replaces_another(tmp_path: Path) -> None:

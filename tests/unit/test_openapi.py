@@ -11,6 +11,7 @@ from ciworker.web.openapi import document
 from ciworker.web.routes import ROUTES
 
 OPERATIONS = {
+    "get /api/v1/environments",
     "get /api/v1/events",
     "get /api/v1/jobs",
     "get /api/v1/jobs/{id}",
@@ -20,7 +21,9 @@ OPERATIONS = {
     "get /healthz",
     "get /openapi.json",
     "get /readyz",
+    "delete /api/v1/environments/{id}",
     "delete /api/v1/tokens/{id}",
+    "post /api/v1/environments/prune",
     "post /api/v1/jobs",
     "post /api/v1/jobs/{id}/cancel",
     "post /api/v1/jobs/{id}/retry",

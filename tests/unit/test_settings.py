@@ -41,7 +41,7 @@ def refusal(loaded: Loaded, toml: str | bytes | None = None, /, **environment: s
     return str(caught.value)
 
 
-# The table of the contract, apart from what depends on the machine.
+# The table of the contract, apart from what depends on the machine; environments brought their own.
 DEFAULTS: Mapping[str, object] = {
     "host": "127.0.0.1",
     "port": 8480,
@@ -58,6 +58,10 @@ DEFAULTS: Mapping[str, object] = {
     "job_cpus": 2,
     "job_pids": 512,
     "workspace_size": 1024**3,
+    "max_setups": 2,
+    "setup_timeout": 30 * 60,
+    "setup_memory": 4 * 1024**3,
+    "environments_size": 0.2,
     "no_output_timeout": None,
     "log_limit": 64 * 1024**2,
     "max_upload": 256 * 1024**2,
@@ -78,6 +82,24 @@ def test_the_defaults_are_those_of_the_contract(loaded: Loaded) -> None:
     settings = loaded()
     assert {name: getattr(settings, name) for name in DEFAULTS} == DEFAULTS
     assert set(Settings.model_fields) == {*DEFAULTS, *OF_THE_MACHINE}
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("20%", 0.2), ("100%", 1.0), ("0.5%", 0.005), ("50g", 50 * 1024**3), ("4096", 4096)],
+)
+def test_what_environments_may_take_is_a_share_of_a_disk_or_a_size(
+    loaded: Loaded, text: str, value: float
+) -> None:
+    found = loaded(environments_size=text).environments_size
+    assert (found, type(found)) == (value, type(value))
+
+
+@pytest.mark.parametrize("text", ["0%", "101%", "-5%", "x%", "%", "much", "-1"])
+def test_another_kind_of_size_for_environments_is_refused_in_words(
+    loaded: Loaded, text: str
+) -> None:
+    assert "environments_size" in refusal(loaded, environments_size=text)
 
 
 def test_a_machine_gives_its_cores_and_most_of_its_memory(

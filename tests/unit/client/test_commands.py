@@ -89,7 +89,7 @@ def test_submit_sends_every_override_and_the_vcs(
     result = ciclient(
         "submit", str(here), "--detach", "--image", "python:3.13", "--timeout", "10m",
         "--memory", "512m", "--cpus", "0.5", "--network", "--env", "A=1", "--env", "B=x=y",
-        "--priority", "7", "--project", "mine", "--", "pytest", "-x", "--", "a b",
+        "--priority", "7", "--project", "mine", "--rebuild", "--", "pytest", "-x", "--", "a b",
     )  # fmt: skip
     assert result.code == 0
     _, spec, _ = only_submission(worker)
@@ -102,6 +102,7 @@ def test_submit_sends_every_override_and_the_vcs(
         "env": {"A": "1", "B": "x=y"},
         "priority": 7,
         "project": "mine",
+        "cache": "rebuild",
         "command": ["pytest", "-x", "--", "a b"],
         "vcs": {"branch": "main", "dirty": True},
     }
@@ -113,6 +114,16 @@ def test_a_command_alone_is_not_taken_for_a_path(
 ) -> None:
     assert ciclient("submit", "--detach", "--", "pytest").code == 0
     assert only_submission(worker)[1]["command"] == ["pytest"]
+
+
+@pytest.mark.parametrize(
+    ("options", "cache"), [([], None), (["--no-cache"], "off"), (["--rebuild"], "rebuild")]
+)
+def test_what_to_do_with_kept_environments_is_sent_only_when_it_is_said(
+    worker: FakeWorker, ciclient: Ciclient, here: Path, options: list[str], cache: str | None
+) -> None:
+    assert ciclient("submit", "--detach", *options).code == 0
+    assert only_submission(worker)[1].get("cache") == cache
 
 
 def test_a_whole_number_of_cpus_is_sent_as_one(
@@ -228,6 +239,7 @@ def test_an_upload_refused_before_its_end_prints_why(
         (["--cpus", "nan"], "above 0"),
         (["--cpus", "many"], "--cpus"),
         (["--priority", "high"], "--priority"),
+        (["--no-cache", "--rebuild"], "--rebuild and --no-cache exclude each other"),
         (["--"], "a command is missing"),
         (["--git", "x"], "--git"),
         (["--secret", "x"], "--secret"),

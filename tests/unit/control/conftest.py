@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from ciworker.control import controller, logpump, steps
+from ciworker.control import controller, environments, logpump, steps
 from ciworker.engine import events
 from tests.engine.fake import FakeEngine
 from tests.unit.control.lab import Lab, Life
@@ -23,6 +23,9 @@ def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(steps, "SETTLE", 0.1)
     monkeypatch.setattr(logpump, "END_OF_STREAM_WAIT", 0.05)
     monkeypatch.setattr(logpump, "RETRY_DELAY", 0.02)
+    monkeypatch.setattr(environments, "RETRY_COMMIT", 0.01)
+    monkeypatch.setattr(environments, "RETRY_IN_USE", 0.05)
+    monkeypatch.setattr(environments, "RETRY_BUILD", 0.01)
     monkeypatch.setattr(events, "BACKOFF_FIRST", 0.01)
     monkeypatch.setattr(events, "BACKOFF_MOST", 0.05)
 
@@ -47,6 +50,12 @@ def new_lab(tmp_path: Path, engine: FakeEngine) -> NewLab:
         return Lab(tmp_path / "data", engine, **settings)
 
     return make
+
+
+@pytest.fixture
+def lab(new_lab: NewLab) -> Lab:
+    """One slot."""
+    return new_lab()
 
 
 @pytest.fixture

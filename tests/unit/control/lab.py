@@ -14,16 +14,18 @@ from typing import Any
 from ulid import ULID
 
 from ciworker.control.controller import WORKERS, Controller
+from ciworker.control.environments import EnvironmentController
+from ciworker.control.parts import Parts
 from ciworker.control.resync import Resync
-from ciworker.control.steps import Parts
 from ciworker.control.supervisor import Supervisor
 from ciworker.control.workqueue import WorkQueue
 from ciworker.domain.container import State
-from ciworker.domain.job import Job, Spec, Status
+from ciworker.domain.job import Cache, Job, Spec, Status
 from ciworker.engine.events import EventWatch
 from ciworker.feed.feed import Feed
 from ciworker.settings import Settings
 from ciworker.source.spool import SpoolWriter, tar_member
+from ciworker.store.environments import Environments
 from ciworker.store.jobs import Jobs
 from ciworker.store.logs import LogReader, LogWriter
 from ciworker.store.session import Database
@@ -81,16 +83,20 @@ class Lab:
         finally:
             await database.close()
 
+    def new_id(self) -> str:
+        self._made += 1
+        return str(ULID.from_int((1 << 90) + self._made))
+
     def new_job(self, run: str, **fields: Any) -> Job:
         """A queued job with its spool file."""
-        self._made += 1
-        job_id = str(ULID.from_int((1 << 90) + self._made))
+        job_id = self.new_id()
         spool = SpoolWriter(self.settings.spool_file(job_id))
         spool.write(tar_member("src/tea.txt", b"oolong\n", 0o644, time.time()))
         spool.commit()
         spec: dict[str, Any] = {
             "image": "fake", "run": run, "timeout": 900.0, "memory": 2**28, "cpus": 1.0,
-            "network": False, "project": "tea",
+            "network": False, "project": "tea", "setup": (), "setup_inputs": {},
+            "cache": Cache.USE,
         }  # fmt: skip
         spec |= {name: fields.pop(name) for name in list(fields) if name in spec}
         return Job(
@@ -100,6 +106,7 @@ class Lab:
             created_at=self.clock.now(),
             mark_token="token",
             tar_length=spool.length,
+            waits=bool(spec["setup"]),
             **fields,
         )
 
@@ -121,14 +128,17 @@ class Life:
             clock=lab.clock,
             engine=lab.engine,
             jobs=self.jobs,
+            environments=Environments(database),
             logs=self.logs,
             writer=self.writer,
             feed=self.feed,
             queue=self.queue,
             supervisor=self.supervisor,
+            new_id=lab.new_id,
         )
-        self.controller = Controller(self.parts)
-        self.resync = Resync(self.parts, self.controller)
+        self.environments = EnvironmentController(self.parts)
+        self.controller = Controller(self.parts, self.environments)
+        self.resync = Resync(self.parts, self.controller, self.environments)
         self.events = EventWatch(
             lab.engine,
             on_event=self.controller.on_event,

@@ -26,7 +26,7 @@ async def test_a_policy_says_when_an_image_is_pulled(
 ) -> None:
     async with new_lab(pull=policy).life() as life:
         life.engine.registry = {"remote", "both"}
-        life.engine.images["both"] = life.engine.images["fake"]
+        life.engine.images_by_name["both"] = life.engine.images_by_name["fake"]
 
         ended = await life.ended(await life.submit(image=image))
 

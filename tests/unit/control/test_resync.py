@@ -116,7 +116,7 @@ async def test_a_resync_that_fails_fails_for_all_who_joined_and_the_next_one_is_
 async def test_a_container_of_no_job_is_removed(life: Life) -> None:
     await life.comes_to_rest()
     stranger = life.lab.new_job("true")
-    spec = container_spec(stranger, life.lab.settings, "fake", life.engine.images["fake"])
+    spec = container_spec(stranger, life.lab.settings, "fake", life.engine.images_by_name["fake"])
     await life.engine.create(spec)
 
     report = await life.resync.run()
@@ -131,7 +131,7 @@ async def test_a_container_of_an_earlier_attempt_is_removed_and_its_job_goes_on(
     job = await life.submit("echo one; sleep 60")
     running = await life.running(job)
     old = container_spec(
-        replace(running, attempt=0), life.lab.settings, "fake", life.engine.images["fake"]
+        replace(running, attempt=0), life.lab.settings, "fake", life.engine.images_by_name["fake"]
     )
     await life.engine.create(old)
 

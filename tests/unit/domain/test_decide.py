@@ -17,7 +17,7 @@ import pytest
 
 from ciworker.domain.container import Container, State
 from ciworker.domain.decide import Action, Bucket, Facts, Verb, admit, decide
-from ciworker.domain.job import Mark, Reason, Status
+from ciworker.domain.job import Mark, Need, Reason, Status
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 SECOND = timedelta(seconds=1)
@@ -45,6 +45,7 @@ AXES: Mapping[str, Mapping[object, object]] = {
     "attempts_left": {True: True, False: False},
     "killed": {True: True, False: False},
     "engine_restarted": {True: True, False: False},
+    "need": {need.value: need for need in Need},
 }
 ADMITTED = (True, False)
 
@@ -83,6 +84,11 @@ TABLE = (
     Row("6", ("queued",), PRESENT, ANY, Verb.REMOVE, Bucket.REMOVED),
     Row("7", ("queued",), ("absent",), {"cancel_asked": YES},
         Verb.CANCEL, Bucket.CANCELLED, Reason.CANCELLED),
+    Row("7a", ("queued",), ("absent",), {"need": ("unknown",)}, Verb.RESOLVE, Bucket.UNCHANGED),
+    Row("7b", ("queued",), ("absent",), {"need": ("waits",)}, Verb.WATCH_SETUP, Bucket.UNCHANGED),
+    Row("7c", ("queued",), ("absent",), {"need": ("ready",)}, Verb.RELEASE, Bucket.UNCHANGED),
+    Row("7d", ("queued",), ("absent",), {"need": ("failed",)},
+        Verb.FAIL, Bucket.FAILED, Reason.SETUP_FAILED),
     Row("8", ("queued",), ("absent",), {"admitted": NO}, Verb.NOTHING, Bucket.UNCHANGED),
     Row("9", ("queued",), ("absent",), {"admitted": YES}, Verb.LAUNCH, Bucket.CREATED),
     Row("10", ("starting",), ("absent", *PRESENT), {"cancel_asked": YES},
@@ -165,6 +171,8 @@ def facts(job: str, values: Mapping[str, object]) -> Facts | None:
 def combinations_of(job: str) -> Iterator[tuple[dict[str, object], Facts | None]]:
     """Every combination of the facts of a job, as the rows name them and as `decide` does."""
     axes = {} if job == "none" else AXES  # who has no job has no facts of it
+    if job != "queued":  # only who is queued needs anything: see the test of that below
+        axes = {axis: values for axis, values in axes.items() if axis != "need"}
     for names in product(*(axis.keys() for axis in axes.values())):
         named = dict(zip(axes, names, strict=True))
         yield named, facts(job, {axis: AXES[axis][name] for axis, name in named.items()})
@@ -179,7 +187,7 @@ def first_match(rows: list[Row], named: Mapping[str, object]) -> str:
 
 @cache
 def everything() -> Seen:
-    """Ask `decide` about every combination there is; some 600,000."""
+    """Ask `decide` about every combination there is; some 980,000."""
     answers: dict[str, dict[Action, str]] = defaultdict(dict)
     count = 0
     there = {state: container(state) for state in CONTAINERS}
@@ -209,8 +217,15 @@ def disagreements(table: tuple[Row, ...], seen: Seen) -> list[str]:
 
 def test_every_combination_of_all_axes_is_asked() -> None:
     facts_of_a_job = 2**9 * 4 * 3
-    expected = len(Status) * facts_of_a_job * len(CONTAINERS) * 2 + len(CONTAINERS) * 2
-    assert everything().combinations == expected == 589_840
+    jobs = len(Status) - 1 + len(Need)
+    expected = jobs * facts_of_a_job * len(CONTAINERS) * 2 + len(CONTAINERS) * 2
+    assert everything().combinations == expected == 983_056
+
+
+def test_what_a_job_needs_matters_only_while_it_is_queued() -> None:
+    for status, state, need in product(set(Status) - {Status.QUEUED}, CONTAINERS, Need):
+        without = decide(Facts(status), container(state), NOW, admitted=False)
+        assert decide(Facts(status, need=need), container(state), NOW, admitted=False) == without
 
 
 def test_every_fact_of_a_job_is_an_axis() -> None:
@@ -245,7 +260,8 @@ def test_a_table_with_another_verb_bucket_or_reason_in_one_row_is_contradicted(r
 
 def test_rows_have_names_of_their_own_and_the_numbers_of_the_design() -> None:
     assert len({row.number for row in TABLE}) == len(TABLE)
-    numbers = {int(part) for row in TABLE for part in row.number.split()[0].split("/")}
+    parts = [part for row in TABLE for part in row.number.split()[0].split("/")]
+    numbers = {int(part.rstrip("abcd")) for part in parts}
     assert numbers == set(range(1, 22))
 
 

@@ -35,9 +35,10 @@ REASONS: tuple[tuple[str, str, bool | None], ...] = (
     ("container_lost", "failed", None),
     ("killed_outside", "failed", None),
     ("engine_restarted", "failed", None),
+    ("setup_failed", "failed", None),
     ("workspace_invalid", "failed", None),
 )
-NOT_YET = {"setup_failed", "source_failed"}  # of features that are not built
+NOT_YET = {"source_failed"}  # of features that are not built
 
 # queued -> starting -> running -> a terminal one; back to queued for another attempt; and a job
 # may end before it began.

@@ -8,14 +8,16 @@ from typing import NamedTuple
 
 import pytest
 
-from ciworker.domain.job import Spec
+from ciworker.domain.job import Cache, Spec
 from ciworker.domain.jobfile import (
     JOB_FILE,
     JOB_FILE_KEYS,
     MAX_COMMAND,
     MIN_MEMORY,
     PYPROJECT,
+    REQUEST_KEYS,
     Bounds,
+    Wanted,
     resolve,
 )
 from ciworker.errors import Invalid
@@ -32,15 +34,24 @@ BOUNDS = Bounds(
 )
 
 
+def wanted(
+    job_file: str | None = None,
+    pyproject: str | None = None,
+    overrides: Mapping[str, object] | None = None,
+    bounds: Bounds = BOUNDS,
+) -> Wanted:
+    texts = {JOB_FILE: job_file, PYPROJECT: pyproject}
+    files = {name: text.encode() for name, text in texts.items() if text is not None}
+    return resolve(files, overrides or {}, bounds)
+
+
 def spec(
     job_file: str | None = None,
     pyproject: str | None = None,
     overrides: Mapping[str, object] | None = None,
     bounds: Bounds = BOUNDS,
 ) -> Spec:
-    texts = {JOB_FILE: job_file, PYPROJECT: pyproject}
-    files = {name: text.encode() for name, text in texts.items() if text is not None}
-    return resolve(files, overrides or {}, bounds)
+    return wanted(job_file, pyproject, overrides, bounds).spec
 
 
 def refusal(
@@ -95,7 +106,7 @@ def test_every_key_of_the_job_file_is_taken() -> None:
 
 def test_the_keys_are_those_of_the_contract() -> None:
     contract = {"image", "run", "timeout", "memory", "cpus", "network", "env", "project"}
-    assert set(JOB_FILE_KEYS) == contract
+    assert set(JOB_FILE_KEYS) == contract | {"setup", "setup-inputs"}
 
 
 def test_the_table_in_pyproject_is_taken_when_there_is_no_job_file() -> None:
@@ -116,7 +127,7 @@ def test_what_the_caller_overrides_goes_before_the_file(job_file: str) -> None:
 
 def test_other_files_are_not_looked_at() -> None:
     files = {"setup.cfg": b"\xff", "sub/.ciworker.toml": b"run = 1"}
-    assert resolve(files, {}, BOUNDS) == spec()
+    assert resolve(files, {}, BOUNDS).spec == spec()
 
 
 @pytest.mark.parametrize(
@@ -144,6 +155,52 @@ def test_a_command_replaces_run_and_reaches_the_shell_word_by_word() -> None:
 
 def test_a_command_is_no_key_of_the_job_file() -> None:
     assert "unknown key 'command' in .ciworker.toml" in refusal('command = ["pytest"]')
+
+
+# --- the setup -------------------------------------------------------------------------------
+
+
+def test_of_a_setup_that_nobody_mentions_nothing_is_wanted() -> None:
+    assert wanted("run = 'a'") == Wanted(spec("run = 'a'"), setup=None, inputs=None)
+
+
+def test_commands_and_inputs_are_taken_in_their_order() -> None:
+    found = wanted("setup = ['b', \"a\\nb\"]\nsetup-inputs = ['./x//y/', '*.lock', '.']")
+    assert found.setup == ["b", "a\nb"]
+    assert found.inputs is not None
+    assert [(p.text, p.parts) for p in found.inputs] == [
+        ("./x//y/", ("x", "y")),
+        ("*.lock", ("*.lock",)),
+        (".", ("**",)),
+    ]
+
+
+@pytest.mark.parametrize("setup", ["setup = []", "setup = ['a']"])
+def test_no_inputs_at_all_are_something_else_than_none_said(setup: str) -> None:
+    assert wanted(setup).inputs is None
+    assert wanted(f"{setup}\nsetup-inputs = []").inputs == []
+
+
+def test_a_setup_can_be_overridden_and_left_out() -> None:
+    table = "setup = ['a']\nsetup-inputs = ['x']"
+    assert wanted(table, overrides={"setup": ["b"]}).setup == ["b"]
+    assert wanted(table, overrides={"setup": []}).setup == []
+    inputs = wanted(table, overrides={"setup-inputs": ["y"]}).inputs
+    assert inputs is not None
+    assert [pattern.text for pattern in inputs] == ["y"]
+
+
+def test_inputs_without_a_setup_that_reads_them_are_refused() -> None:
+    sentence = "setup-inputs is of no use without setup: say the commands that read them"
+    assert refusal("setup-inputs = ['a']") == sentence
+    assert refusal(overrides={"setup-inputs": ["a"]}) == sentence
+
+
+@pytest.mark.parametrize("cache", Cache)
+def test_what_is_asked_of_the_cache_is_the_callers_alone_to_say(cache: Cache) -> None:
+    assert spec().cache is Cache.USE
+    assert spec(overrides={"cache": cache.value}).cache is cache
+    assert "unknown key 'cache' in .ciworker.toml" in refusal(f"cache = '{cache}'")
 
 
 # --- the project's name ----------------------------------------------------------------------
@@ -183,6 +240,8 @@ def test_a_project_is_named_by_the_first_who_does(
         ("environ", "env"),
         ("projekt", "project"),
         ("Run", "run"),
+        ("setup_inputs", "setup-inputs"),
+        ("Setup", "setup"),
     ],
 )
 def test_an_unknown_key_is_refused_with_the_nearest_that_exists(key: str, nearest: str) -> None:
@@ -199,12 +258,12 @@ def test_a_key_that_is_like_no_other_is_refused_with_all_that_exist() -> None:
     sentence = refusal("zzzzzz = 1")
     assert sentence == (
         "unknown key 'zzzzzz' in .ciworker.toml: known are "
-        "image, run, timeout, memory, cpus, network, env, project"
+        "image, run, timeout, memory, cpus, network, env, project, setup, setup-inputs"
     )
-    assert refusal(overrides={"zzzzzz": 1}).endswith("project, command")
+    assert refusal(overrides={"zzzzzz": 1}).endswith("setup-inputs, command, cache")
 
 
-@pytest.mark.parametrize("key", ["priority", "vcs", "git", "secrets", "setup"])
+@pytest.mark.parametrize("key", ["priority", "vcs", "git", "secrets", "cache"])
 def test_what_is_no_key_yet_or_of_another_part_is_refused(key: str) -> None:
     assert f"unknown key {key!r}" in refusal(f"{key} = 1")
 
@@ -246,6 +305,19 @@ WRONG = [
         "at most 200 printable characters on one line",
         ("a\nb", "a\x1b[31m", "x" * 201, "a\x7f", "\x9b1m", "a\u2067b"),
     ),
+    Wrong("setup", "has to be a list of commands", ("make", None, {}, 3, True)),
+    Wrong("setup", "holds something that is no command", ([1], ["a", ""], [" "], [["a"]], [None])),
+    Wrong("setup", "hold no NUL", (["a\0"],)),
+    Wrong("setup", f"shorter than {MAX_COMMAND} bytes", (["x" * (MAX_COMMAND + 1)],)),
+    Wrong("setup", f"shorter than {MAX_COMMAND} bytes", (["x" * (MAX_COMMAND // 2)] * 2,)),
+    Wrong("setup-inputs", "has to be a list of files and globs", ("a", None, {}, 3)),
+    Wrong("setup-inputs", "which is no name of a file", ([""], [1], [None], ["a\nb"], ["\u202e"])),
+    Wrong("setup-inputs", "an absolute path", (["/a"], ["a", "//"])),
+    Wrong("setup-inputs", "which has '..' in it", (["../a"], ["a/.."], [".."], ["**/../a"])),
+    Wrong("setup-inputs", "'**' stands between slashes", (["a**"], ["**.txt"], ["***"])),
+    Wrong("setup-inputs", "holds a name of over 1000 characters", (["x" * 1001],)),
+    Wrong("setup-inputs", "at most 64 files and globs", (["a"] * 65,)),
+    Wrong("cache", "has to be one of use, rebuild, off", ("no", True, None, ["off"], "")),
     Wrong("command", "has to be a list of words", ("pytest", [], None, {}, 3)),
     Wrong("command", "holds something that is no text", ([1], ["a", None])),
     Wrong("command", "hold no NUL", (["a\0"],)),
@@ -274,7 +346,7 @@ def test_a_command_may_be_as_long_as_a_shell_takes_it() -> None:
 
 
 def test_every_key_has_wrong_values_among_these() -> None:
-    assert {wrong.key for wrong in WRONG} == {*JOB_FILE_KEYS, "command"}
+    assert {wrong.key for wrong in WRONG} == {*JOB_FILE_KEYS, *REQUEST_KEYS}
 
 
 @pytest.mark.parametrize(
@@ -380,7 +452,7 @@ def test_a_pattern_of_images_is_matched_part_by_part(
 ) -> None:
     bounds = replace(BOUNDS, allowed_images=(pattern,))
     if allowed:
-        assert resolve({}, {"image": image}, bounds).image == image
+        assert resolve({}, {"image": image}, bounds).spec.image == image
     else:
         with pytest.raises(Invalid, match="not allowed"):
             resolve({}, {"image": image}, bounds)
@@ -388,10 +460,10 @@ def test_a_pattern_of_images_is_matched_part_by_part(
 
 def test_variables_of_an_override_are_added_to_those_of_the_job_file() -> None:
     files = {".ciworker.toml": b'env = { TZ = "UTC", A = "file" }'}
-    spec = resolve(files, {"env": {"A": "override"}}, BOUNDS)
+    spec = resolve(files, {"env": {"A": "override"}}, BOUNDS).spec
     assert spec.env == {"TZ": "UTC", "A": "override"}
 
 
 def test_a_broken_pyproject_beside_a_job_file_is_left_to_the_tests() -> None:
     files = {".ciworker.toml": b'run = "true"', "pyproject.toml": b"[["}
-    assert resolve(files, {}, BOUNDS).run == "true"
+    assert resolve(files, {}, BOUNDS).spec.run == "true"

@@ -1,0 +1,72 @@
+"""Environments of the worker that runs: list, remove, prune."""
+
+import json
+from datetime import datetime
+from typing import Any
+
+import typer
+
+from ciworker.cli.api import call
+from ciworker.errors import Unknown
+from ciworker.settings import Settings
+from ciworker.units import format_size
+
+SHOWN = 12
+LEAST_PREFIX = 6
+
+
+def show(settings: Settings, *, as_json: bool) -> None:
+    """Print all of them, and what the cache was worth."""
+    found = call(settings, "GET", "/environments")
+    if as_json:
+        typer.echo(json.dumps(found, indent=2))
+        return
+    for item in found["items"]:
+        typer.echo(_line(item))
+    typer.echo(
+        f"{len(found['items'])} environments, {format_size(found['bytes'])}; "
+        f"hits: {found['hits']}, misses: {found['misses']}, "
+        f"set up in {found['build_seconds']:.1f} s",
+        err=True,
+    )
+
+
+def remove(settings: Settings, prefix: str) -> str:
+    """Remove the one whose key begins so; its key.
+
+    Raises:
+        Unknown: none does, or several do.
+    """
+    wanted = prefix.lower().removeprefix("ciworker-env:")
+    keys = [item["key"] for item in call(settings, "GET", "/environments")["items"]]
+    matching = [key for key in keys if key.startswith(wanted)]
+    if len(wanted) < LEAST_PREFIX or len(matching) != 1:
+        many = "several environments begin" if len(matching) > 1 else "no environment's key begins"
+        raise Unknown(
+            f"{many} with {prefix!r}: give at least {LEAST_PREFIX} characters of one that "
+            "`ciworker env list` shows"
+        )
+    call(settings, "DELETE", f"/environments/{matching[0]}")
+    return str(matching[0])
+
+
+def prune(settings: Settings) -> list[str]:
+    """Remove all that no job needs; their keys."""
+    removed: list[str] = call(settings, "POST", "/environments/prune")["items"]
+    return removed
+
+
+def _line(item: dict[str, Any]) -> str:
+    used = item["last_used_at"] and datetime.fromisoformat(item["last_used_at"])
+    when = f"{used:%Y-%m-%d %H:%M}" if used else "never"
+    state = "in use" if item["in_use"] and item["status"] == "ready" else item["status"]
+    about = item["message"] or "; ".join(item["commands"])
+    return (
+        f"{item['key'][:SHOWN]}  {state:<8}  {format_size(item['bytes']):>9}  "
+        f"{item['hits']:>4} hits  last used {when}  {item['project']}  {_short(about)}"
+    )
+
+
+def _short(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= 60 else line[:59] + "…"

@@ -1,0 +1,205 @@
+"""What a queued job needs before the queue may admit it: its environment.
+
+The steps of a job that waits for one: find out which, show the lines of its setup, let it go.
+"""
+
+import asyncio
+from collections.abc import Callable
+
+from ciworker.control.keys import DISPATCH, environment_key, job_key
+from ciworker.control.life import Life
+from ciworker.control.look import Look
+from ciworker.control.parts import Parts
+from ciworker.control.pulls import Pulls
+from ciworker.control.setuplog import SetupLog, Wait
+from ciworker.domain.environment import (
+    SHOWN,
+    Environment,
+    EnvironmentStatus,
+    content_key,
+    digest_of,
+    environment_tag,
+    need_of,
+    watches,
+    why_built,
+)
+from ciworker.domain.job import Cache, Job, Kind, Need
+from ciworker.engine.port import Image
+from ciworker.errors import ImageMissing, StoreUnavailable
+
+LAST_LINES = 3
+LAST_WORDS = 500  # characters of them
+STORE_WAIT = 5.0
+GONE = "its image was removed, by someone other than ciworker"
+
+
+class Needs:
+    """Sees to the environments of queued jobs."""
+
+    def __init__(self, parts: Parts, pulls: Pulls) -> None:
+        self._clock, self._engine = parts.clock, parts.engine
+        self._jobs, self._logs = parts.jobs, parts.logs
+        self._environments, self._queue = parts.environments, parts.queue
+        self._feed, self._writer, self._supervisor = parts.feed, parts.writer, parts.supervisor
+        self._operator = digest_of(parts.settings.job_env)
+        self._pulls = pulls
+
+    async def need(self, job: Job, life: Life) -> Need:
+        """How the job stands to its environment."""
+        if not job.waits:
+            return Need.NOTHING
+        environment = await self._environment(job)
+        told = job.build is None or (life.setup_log is not None and life.setup_log.complete)
+        return need_of(job, environment, told=told)
+
+    async def resolve(self, look: Look) -> bool:
+        """Find out which environment the job needs.
+
+        Raises:
+            ImageMissing: what it would be built from cannot be had.
+        """
+        job = look.job
+        image = await self._pulls.image(job.id, job.spec.image, self._again(job))
+        if image is None:
+            return False
+        environment = self._wanted(job, image)
+        if await self._environments.get(environment.key) is None:
+            await self._environments.add(environment)
+        await self._jobs.note_quietly(job.id, environment=environment.key)
+        return True
+
+    async def watch_setup(self, look: Look) -> bool:
+        """See that the environment is built, and that the job shows the lines of its setup."""
+        job, life = look.job, look.life
+        environment = await self._environment(job)
+        assert environment is not None
+        if watches(job, environment) and job.build != environment.build:
+            await self.let_go(life)
+            await self._jobs.note_quietly(job.id, build=environment.build)
+            return True
+        if job.build is not None and life.setup_log is None:
+            await self._copy(job, life, environment)
+        if environment.status is not EnvironmentStatus.BUILDING:
+            self._queue.add(environment_key(environment.key))
+        return False
+
+    async def release(self, look: Look) -> bool:
+        """Its environment is ready: from now on the job is like any other in the queue."""
+        job, now = look.job, self._clock.now()
+        assert job.environment is not None
+        hit = job.build is None
+        await self._environments.used(job.environment, now, hit=hit)
+        how = "was there already" if hit else "is ready"
+        await self.let_go(look.life)
+        await self._jobs.note(
+            job.id, now, f"its environment {job.environment[:SHOWN]} {how}", waits=False
+        )
+        self._queue.add(DISPATCH)
+        return True
+
+    async def image(self, job: Job) -> Image | None:
+        """The image to start the job from; None when the one of its environment is gone.
+
+        That is noted with the environment, so that the job waits for another one.
+
+        Raises:
+            ImageMissing: what a setup builds on is gone.
+        """
+        if job.kind is Kind.SETUP:
+            name = str(job.source["image_id"])
+            image = await self._engine.image(name)
+            if image is None:
+                raise ImageMissing(f"the image {job.spec.image!r} ({name}) was removed meanwhile")
+            return image
+        assert job.environment is not None
+        image = await self._engine.image(environment_tag(job.environment))
+        environment = await self._environment(job)
+        if image is None and environment and environment.status is EnvironmentStatus.READY:
+            await self._environments.change(
+                environment, status=EnvironmentStatus.ABSENT, layer=None, bytes=0, message=GONE
+            )
+        return image
+
+    async def failure(self, job: Job) -> tuple[str, int | None]:
+        """What a failed setup means for a job that waited for it: a sentence, its exit code."""
+        environment = await self._environment(job)
+        assert environment is not None
+        said = await self._last_words(environment.build) if environment.exit_code else ""
+        return f"its setup failed: {environment.message}{said}", environment.exit_code
+
+    async def _last_words(self, setup: str | None) -> str:
+        """The last lines of a setup, behind a colon."""
+        if setup is None:
+            return ""
+        last, lines = (await self._logs.end(setup)).last, list[bytes]()
+        async for chunk in self._logs.stream(setup, max(0, last - LAST_LINES), last):
+            lines += [line.text.strip() for line in chunk.lines()]
+        text = " | ".join(line.decode(errors="replace") for line in lines if line)
+        return f": {text[-LAST_WORDS:]}" if text else ""
+
+    async def let_go(self, life: Life) -> None:
+        """End the copying of lines; what was taken to be stored is stored.
+
+        Raises:
+            StoreUnavailable: lines still wait for the store.
+        """
+        if life.setup_log is None or life.setup_task is None:
+            return
+        life.setup_task.cancel()
+        await asyncio.wait([life.setup_task])
+        try:
+            async with asyncio.timeout(STORE_WAIT):
+                await life.setup_log.abandoned()
+        except TimeoutError:
+            raise StoreUnavailable("lines of the setup wait for the store") from None
+        life.setup_log = life.setup_task = None
+
+    async def _environment(self, job: Job) -> Environment | None:
+        return await self._environments.get(job.environment) if job.environment else None
+
+    def _wanted(self, job: Job, image: Image) -> Environment:
+        spec = job.spec
+        single = job.id if spec.cache is Cache.OFF else None
+        return Environment(
+            key=content_key(image.id, spec.setup, spec.setup_inputs, self._operator, single),
+            status=EnvironmentStatus.ABSENT,
+            project=spec.project,
+            image=spec.image,
+            image_id=image.id,
+            commands=spec.setup,
+            inputs=spec.setup_inputs,
+            operator=self._operator,
+            created_at=self._clock.now(),
+            single=single is not None,
+        )
+
+    async def _copy(self, job: Job, life: Life, environment: Environment) -> None:
+        assert job.build is not None
+        wait = Wait(job.id, job.build, environment.builds, await self._headline(environment))
+        life.setup_log = SetupLog(
+            wait,
+            feed=self._feed,
+            writer=self._writer,
+            end=await self._logs.end(job.id),
+            current=self._jobs.current,
+            on_complete=self._again(job),
+        )
+        life.setup_task = self._supervisor.spawn(
+            life.setup_log.run(),
+            name=f"setup lines of {job.id}",
+            on_error=lambda: self._copy_again(job, life),
+        )
+
+    def _copy_again(self, job: Job, life: Life) -> None:
+        life.setup_log = life.setup_task = None
+        self._queue.add_after(job_key(job.id), 1.0)
+
+    async def _headline(self, environment: Environment) -> str:
+        before = await self._environments.of_project(environment.project)
+        others = [other for other in before if other.key != environment.key]
+        return (
+            f"Set up the environment {environment.key[:SHOWN]} ({why_built(environment, others)})"
+        )
+
+    def _again(self, job: Job) -> Callable[[], None]:
+        return lambda: self._queue.add(job_key(job.id))

@@ -1,0 +1,36 @@
+"""What the control room works with."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ciworker.control.clock import Clock
+from ciworker.control.keys import Key
+from ciworker.control.look import Outcome
+from ciworker.control.supervisor import Supervisor
+from ciworker.control.workqueue import WorkQueue
+from ciworker.engine.port import Engine
+from ciworker.feed.feed import Feed
+from ciworker.settings import Settings
+from ciworker.store.environments import Environments
+from ciworker.store.jobs import Jobs
+from ciworker.store.logs import LogReader, LogWriter
+
+Queue = WorkQueue[Key, list[Outcome]]
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """Made once, in `app.py`. new_id: a job's id, larger than all before."""
+
+    settings: Settings
+    instance: str
+    clock: Clock
+    engine: Engine
+    jobs: Jobs
+    environments: Environments
+    logs: LogReader
+    writer: LogWriter
+    feed: Feed
+    queue: Queue
+    supervisor: Supervisor
+    new_id: Callable[[], str]
