@@ -149,7 +149,7 @@ _INCLUDE = re.compile(r"\s*(?:-r|-c|--requirement|--constraint)(?:\s*=|\s)?\s*(?
 _SELF = r"""\s*((-e|--editable)[ =]*)?"?(file:)?\./?(\[[^]]*\])?"?\s*([;#].*)?"""
 _EXTRAS_OF_SELF = 4
 _DROP_SELF = rf"\,^{_SELF}$,d"
-_UV_VERSION = re.compile(r"[<>=!~0-9., *]+", re.ASCII)
+_UV_VERSION = re.compile(r"(?!>=[0-9. ]+$)[<>=!~0-9., *]+", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,8 +184,7 @@ def default_recipe(files: Mapping[str, bytes], names: Collection[str]) -> Recipe
     if not steps and (tree.backend is None or not files):
         return Recipe((), None)
     build = _build_steps(tree) if tree.backend else []
-    add_site = [_ADD_SITE] if tree.backend else []
-    commands = (_get_uv(tree), _MAKE_VENV, *build, *steps, *_pytest(tree), *add_site)
+    commands = (_get_uv(tree), _MAKE_VENV, *build, *steps, *_pytest(tree), *_last_steps(tree))
     return Recipe(commands, tree.backend)
 
 
@@ -350,7 +349,7 @@ def _install(tree: ProjectFiles, words: Sequence[str]) -> str:
     if tree.asks_backend and PYPROJECT in words:  # it has no repository to ask for a version
         variables = project_variables(NO_VERSION, tree.name_for_versions)
         told = "".join(f"{name}={value} " for name, value in variables.items())
-    if tree.backend is None or tree.name is None:
+    if not _hides_tree(tree) or _other_uv(tree):
         return f"{told}uv pip install {listed}"
     return f"echo {tree.name} | {told}uv pip install --excludes - {listed}"
 
@@ -360,11 +359,15 @@ def _tell(command: str, words: Sequence[str]) -> str:
 
 
 def _get_uv(tree: ProjectFiles) -> str:
-    """In the version that the project insists on, if it does."""
+    return _GET_UV.format(_other_uv(tree) or f"=={UV}")
+
+
+def _other_uv(tree: ProjectFiles) -> str | None:
+    """The version that the project insists on, if that may be an older one."""
     required = tree.tool("uv").get("required-version")
     if not isinstance(required, str) or not _UV_VERSION.fullmatch(required):
-        return _GET_UV.format(f"=={UV}")
-    return _GET_UV.format(f"=={required}" if required[0].isdigit() else required)
+        return None
+    return f"=={required}" if required[0].isdigit() else required
 
 
 def _build_steps(tree: ProjectFiles) -> Sequence[str]:
@@ -373,6 +376,18 @@ def _build_steps(tree: ProjectFiles) -> Sequence[str]:
     backend = " ".join(map(quote, (tree.backend.name, *tree.backend.path)))
     into = f"uv pip install --target {BUILD}"
     return [f"{into} {requires}", f"{_RUN_PROJECT_SCRIPT} requires {backend} | {into} --quiet -r -"]
+
+
+def _hides_tree(tree: ProjectFiles) -> bool:
+    """Whether another release of the project, as a dependency's dependency, would be tested."""
+    return tree.backend is not None and tree.name is not None
+
+
+def _last_steps(tree: ProjectFiles) -> Sequence[str]:
+    steps = []
+    if _hides_tree(tree) and _other_uv(tree):  # an older uv knows no --excludes
+        steps.append(f"uv pip uninstall {tree.name}")
+    return [*steps, _ADD_SITE] if tree.backend else steps
 
 
 def _pytest(tree: ProjectFiles) -> Sequence[str]:
