@@ -50,6 +50,7 @@ async def test_a_foreign_suite_reports_what_it_reports_by_hand(
     requirement: str, new_worker: WorkerFactory, downloads: Path, image: str, tmp_path: Path
 ) -> None:
     source = unpacked(await source_distribution(requirement, downloads), tmp_path)
+    (source / ".ciworker.toml").write_text("setup = []\n")  # in the image alone, as by hand
     worker = new_worker()
     await worker.start()
     by_hand = await run_by_hand(source, image)
