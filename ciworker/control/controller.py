@@ -8,7 +8,7 @@ import signal
 import structlog
 
 from ciworker.control.environments import EnvironmentController
-from ciworker.control.keys import DISPATCH, Key, Kind, job_key
+from ciworker.control.keys import DISPATCH, Key, Kind, environment_key, job_key
 from ciworker.control.life import Life, Patience, arm, facts_of, next_look
 from ciworker.control.look import Look, Outcome
 from ciworker.control.parts import Parts
@@ -261,6 +261,8 @@ class Controller:
             log_complete=True,
         )
         self._queue.add(job_key(head.id))
+        if head.environment is not None:
+            self._queue.add(environment_key(head.environment))
 
     async def _admit(self, head: Job) -> bool:
         # Before the commit: from then on another worker may look at the job.

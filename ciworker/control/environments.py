@@ -6,6 +6,7 @@ them. Each step may be repeated after a crash at any point of it.
 """
 
 import asyncio
+import os
 import secrets
 import shutil
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -29,6 +30,8 @@ from ciworker.domain.environment import (
     build_of,
     decide_environment,
     environment_tag,
+    is_outdated,
+    rebuilds,
     to_evict,
     wants_build,
 )
@@ -69,7 +72,10 @@ class Life:
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What is wanted of an environment, and what is. fresh: the image of its newest setup."""
+    """What is wanted of an environment, and what is.
+
+    fresh: the image that it should have; stale: others. missing: it should be there and is not.
+    """
 
     environment: Environment
     setup: Job | None
@@ -77,6 +83,7 @@ class Look:
     fresh: Image | None
     stale: Sequence[Image]
     waiting: Sequence[Job]
+    missing: bool
     facts: EnvironmentFacts
 
 
@@ -96,6 +103,7 @@ class EnvironmentController:
             Step.RECORD_READY: self._record_ready,
             Step.RECORD_FAILED: self._record_failed,
             Step.RECORD_ABSENT: self._record_absent,
+            Step.FORGET: self._forget,
             Step.REMOVE: self._remove,
         }
 
@@ -111,17 +119,20 @@ class EnvironmentController:
             look = await self._look(environment)
             action = decide_environment(look.facts)
             outcomes.append(_outcome(look, action))
-            if action.step is Step.NOTHING or not await self._steps[action.step](look):
+            if action.step is Step.NOTHING:
+                await self._rest(look)
+                return
+            if not await self._steps[action.step](look):
                 return
         logger().error("an environment does not come to rest", environment=key, steps=MOST_STEPS)
         self._queue.add_after(environment_key(key), 1.0)
 
     async def keys(self) -> Sequence[str]:
         """Environments that have to be looked at: under way, or at odds with the images."""
-        images: dict[str, set[str | None]] = {}
+        images: dict[str, list[str | None]] = {}
         for image in await self._engine.images({}):
             key = image.labels.get(LABEL_ENVIRONMENT, "")
-            images.setdefault(key, set()).add(image.labels.get(LABEL_BUILD))
+            images.setdefault(key, []).append(image.labels.get(LABEL_BUILD))
         images.pop("", None)
         rows = {row.key: row for row in await self._environments.all()}
         strange = [key for key, builds in images.items() if _is_strange(rows.get(key), builds)]
@@ -132,6 +143,9 @@ class EnvironmentController:
         """Ask for the removal of those that were not used for longest, if all take too much."""
         everything = await self._environments.all()
         in_use = await self._jobs.environments_in_use()
+        for environment in everything:
+            if is_outdated(environment, self._clock.now()) and environment.key not in in_use:
+                await self._environments.forget(environment.key)
         budget = await self._budget()
         for key in to_evict(everything, in_use, budget):
             await self.ask_removal(key, f"to keep all within {format_size(budget)}")
@@ -141,8 +155,10 @@ class EnvironmentController:
         wanted = self._settings.environments_size
         if isinstance(wanted, int):
             return wanted
+        host = self._settings.docker_host or os.environ.get("DOCKER_HOST") or "unix://"
         root = str((await self._engine.info()).details.get("DockerRootDir", ""))
-        disk = await asyncio.to_thread(_disk_size, root)
+        local = host.startswith("unix://")
+        disk = await asyncio.to_thread(_disk_size, root) if local else None
         return REMOTE_SIZE if disk is None else int(disk * wanted)
 
     async def ask_removal(self, key: str, why: str) -> None:
@@ -175,60 +191,70 @@ class EnvironmentController:
         if environment.status is EnvironmentStatus.BUILDING and setup and became is Build.PASSED:
             container = await self._engine.inspect(setup.container_name)
         images = await self._engine.images({LABEL_ENVIRONMENT: key})
-        fresh = _fresh(environment, images)
+        fresh, stale = _sorted(environment, images)
         waiting = await self._jobs.waiting_for(key)
         missing = environment.status is EnvironmentStatus.READY and fresh is None
-        wanted = any(missing or wants_build(job, environment) for job in waiting)
         facts = EnvironmentFacts(
             status=environment.status,
-            wanted=wanted,
+            wanted=any(missing or wants_build(job, environment) for job in waiting),
+            awaited=any(environment.good is None or rebuilds(job) for job in waiting),
             used=bool(waiting) or key in await self._jobs.environments_in_use(),
             build=became,
             image=fresh is not None,
-            stale=len(images) > (fresh is not None),
+            stale=bool(stale),
             container=container is not None and container.state.down,
-            attempts_left=environment.attempts < self._settings.start_attempts,
+            attempts_left=became is Build.CANCELLED
+            or environment.attempts < self._settings.start_attempts,
             committing=life.committing is not None,
             commit_failed=life.error is not None,
             removal=environment.removal is not None or environment.single,
         )
-        stale = [image for image in images if image is not fresh]
-        return Look(environment, setup, container, fresh, stale, waiting, facts)
+        return Look(environment, setup, container, fresh, stale, waiting, missing, facts)
+
+    async def _rest(self, look: Look) -> None:
+        """Nothing to do: whoever waits and can go on is told, should it have been missed."""
+        if look.environment.status is not EnvironmentStatus.BUILDING:
+            await self._wake(look.environment.key)
 
     def _life(self, key: str) -> Life:
-        return self._lives.setdefault(key, Life())
+        return self._lives.get(key) or Life()
 
     # building
 
     async def _build(self, look: Look) -> bool:
         """Commit that it is built, by which setup job; then queue that job."""
-        environment, donor = look.environment, look.waiting[0]
-        setup_id = self._new_id()
+        environment, donor, setup_id = look.environment, look.waiting[0], self._new_id()
         spool = self._settings.spool_file(setup_id)
         try:
             length = await asyncio.to_thread(
                 write_inputs, self._settings.spool_file(donor.id), environment.inputs, spool
             )
+            building = await self._environments.change(
+                environment,
+                status=EnvironmentStatus.BUILDING,
+                build=setup_id,
+                good=None if look.missing else environment.good,
+                builds=environment.builds + 1,
+                attempts=environment.attempts + (look.facts.build is not Build.CANCELLED),
+                removal=None,
+                message=None,
+                exit_code=None,
+            )
+            if building is not None:
+                setup = self._setup_job(building, donor, length)
+                await self._jobs.add(setup, submitter="", key=None)
         except SpoolCorrupt as error:
             await self._fail_donor(donor, error)
             return True
-        except OSError as error:
-            raise StoreUnavailable(f"the data folder takes no setup: {error}") from error
-        self._lives.pop(environment.key, None)
-        building = await self._environments.change(
-            environment,
-            status=EnvironmentStatus.BUILDING,
-            build=setup_id,
-            builds=environment.builds + 1,
-            attempts=environment.attempts + 1,
-            removal=None,
-            message=None,
-            exit_code=None,
-        )
+        except BaseException as error:
+            spool.unlink(missing_ok=True)
+            if isinstance(error, OSError):
+                raise StoreUnavailable(f"the data folder takes no setup: {error}") from error
+            raise
         if building is None:
             spool.unlink(missing_ok=True)
             return True
-        await self._jobs.add(self._setup_job(building, donor, length), submitter="", key=None)
+        self._lives.pop(environment.key, None)
         logger().info("setting up", environment=environment.key[:SHOWN], setup=setup_id)
         await self._wake(environment.key)
         return False
@@ -286,7 +312,7 @@ class EnvironmentController:
 
     async def _commit(self, look: Look) -> bool:
         """Make the image, beside the work queue: it may take minutes."""
-        life = self._life(look.environment.key)
+        life = self._lives.setdefault(look.environment.key, Life())
         life.committing = self._supervisor.spawn(
             self._committed(look, life), name=f"commit {look.environment.tag}"
         )
@@ -341,10 +367,12 @@ class EnvironmentController:
         environment, setup, now = look.environment, look.setup, self._clock.now()
         assert look.fresh is not None
         seconds = _seconds(setup)
+        await self._release_container(look)
         size = await self._layer_bytes(environment, look.fresh)
         ready = await self._environments.change(
             environment,
             status=EnvironmentStatus.READY,
+            good=environment.build,
             layer=look.fresh.id,
             bytes=size,
             build_seconds=environment.build_seconds + seconds,
@@ -360,7 +388,7 @@ class EnvironmentController:
             seconds=round(seconds, 1),
             size=format_size(size),
         )
-        await self._end_build(look)
+        await self._wake(environment.key)
         await self.make_room()
         return True
 
@@ -369,34 +397,30 @@ class EnvironmentController:
         return max(0, image.size - (base.size if base else 0))
 
     async def _record_failed(self, look: Look) -> bool:
-        life, setup = self._life(look.environment.key), look.setup
+        """The one of before stays what it is, if there is one; who watched this setup fails."""
+        environment, life, setup = look.environment, self._life(look.environment.key), look.setup
         message = setup.message if setup and setup.message else "its setup job was lost"
+        exit_code = setup.exit_code if setup else None
         if life.error is not None:
-            message = (
-                f"the environment could not be stored: {life.error}: make room on Docker's disk, "
-                "or lower environments_size"
-            )
-        failed = await self._environments.change(
-            look.environment,
-            status=EnvironmentStatus.FAILED,
-            build_seconds=look.environment.build_seconds + _seconds(setup),
+            exit_code, message = None, _not_stored(life.error)
+        await self._release_container(look)
+        await self._environments.change(
+            environment,
+            status=_before(environment, EnvironmentStatus.FAILED),
+            build_seconds=environment.build_seconds + _seconds(setup),
             attempts=0,
-            exit_code=setup.exit_code if setup else None,
+            exit_code=exit_code,
             message=message,
         )
-        if failed is not None:
-            await self._end_build(look)
+        await self._wake(environment.key)
         return True
 
-    async def _end_build(self, look: Look) -> None:
-        """Nobody needs the setup's container any more; whoever waited may go on."""
+    async def _release_container(self, look: Look) -> None:
+        """Nobody needs the setup's container any more; before the row says so, for good."""
         self._lives.pop(look.environment.key, None)
         if look.setup is not None:
             await self._jobs.note_quietly(look.setup.id, keep_until=None)
             self._queue.add(job_key(look.setup.id))
-            spool = self._settings.spool_file(look.setup.id)
-            await asyncio.to_thread(spool.unlink, missing_ok=True)
-        await self._wake(look.environment.key)
 
     async def _wake(self, key: str) -> None:
         """Have those who wait look again: asked for after the change, so that none is missed."""
@@ -408,24 +432,32 @@ class EnvironmentController:
 
     async def _record_absent(self, look: Look) -> bool:
         environment = look.environment
-        self._lives.pop(environment.key, None)
-        if environment.single:
-            await self._environments.forget(environment.key)
+        await self._release_container(look)
+        if environment.status is EnvironmentStatus.BUILDING and environment.good is not None:
+            await self._environments.change(
+                environment, status=EnvironmentStatus.READY, build=environment.good, attempts=0
+            )
             return True
+        if environment.single:
+            return await self._forget(look)
         why = environment.removal or GONE
         if environment.status is EnvironmentStatus.BUILDING:
             why = "no job waited for it any more"
         await self._environments.change(
             environment,
             status=EnvironmentStatus.ABSENT,
+            good=None,
             layer=None,
             bytes=0,
             attempts=0,
             removal=None,
             message=why,
         )
-        if look.setup is not None:
-            await self._end_build(look)
+        return True
+
+    async def _forget(self, look: Look) -> bool:
+        self._lives.pop(look.environment.key, None)
+        await self._environments.forget(look.environment.key)
         return True
 
     async def _remove(self, look: Look) -> bool:
@@ -445,33 +477,57 @@ class EnvironmentController:
                 named = environment_tag(key) in image.names  # then others' names of it do not count
                 await self._engine.remove_image(environment_tag(key) if named else image.id)
                 logger().info("environment's image removed", environment=key[:SHOWN])
-        except ImageInUse:
+        except ImageInUse as error:
+            logger().info("an image is in use", environment=key[:SHOWN], error=str(error))
             self._queue.add_after(environment_key(key), RETRY_IN_USE)
             return False
         return True
 
 
-def _fresh(environment: Environment, images: Sequence[Image]) -> Image | None:
-    """The image of the newest setup; a commit whose answer was lost may have left two."""
-    made = [image for image in images if image.labels.get(LABEL_BUILD) == environment.build]
+def _sorted(
+    environment: Environment, images: Sequence[Image]
+) -> tuple[Image | None, Sequence[Image]]:
+    """The image that there should be, and those that should not.
+
+    While it is rebuilt, the one of before is neither. A commit whose answer was lost may have
+    left two.
+    """
+    building = environment.status is EnvironmentStatus.BUILDING
+    wanted = environment.build if building else environment.good
+    made = [image for image in images if image.labels.get(LABEL_BUILD) == wanted]
     named = [image for image in made if environment.tag in image.names]
-    return next(iter(named or made), None) if environment.build else None
+    fresh = next(iter(named or made), None) if wanted else None
+    kept = {environment.good} if building and environment.good else set()
+    others = [image for image in images if image is not fresh]
+    return fresh, [image for image in others if image.labels.get(LABEL_BUILD) not in kept]
 
 
-def _is_strange(row: Environment | None, builds: set[str | None]) -> bool:
-    """Whether the images of a key are not just the one of its newest build."""
+def _not_stored(error: str) -> str:
+    return (
+        f"the environment could not be stored: {error}: make room on Docker's disk, "
+        "or lower environments_size"
+    )
+
+
+def _before(environment: Environment, otherwise: EnvironmentStatus) -> EnvironmentStatus:
+    """What an environment is again after a rebuild that came to nothing."""
+    return EnvironmentStatus.READY if environment.good is not None else otherwise
+
+
+def _is_strange(row: Environment | None, builds: Sequence[str | None]) -> bool:
+    """Whether the images of a key are not just the one that it should have."""
     ready = row is not None and row.status is EnvironmentStatus.READY
-    return not ready or row is None or builds != {row.build}
+    return not ready or row is None or builds != [row.good]
 
 
-def _is_missing(row: Environment, builds: set[str | None] | None) -> bool:
+def _is_missing(row: Environment, builds: Sequence[str | None] | None) -> bool:
     if row.status is EnvironmentStatus.BUILDING or row.removal is not None or row.single:
         return True
-    return row.status is EnvironmentStatus.READY and (not builds or row.build not in builds)
+    return row.status is EnvironmentStatus.READY and (not builds or row.good not in builds)
 
 
 def _disk_size(folder: str) -> int | None:
-    """Bytes of the disk that the folder is on; None where it is another machine's."""
+    """Bytes of the disk that the folder is on; None where this process cannot see it."""
     try:
         return shutil.disk_usage(folder).total
     except OSError:

@@ -18,18 +18,21 @@ from ciworker.domain.environment import (
     EnvironmentStatus,
     content_key,
     digest_of,
-    environment_tag,
     need_of,
+    wants_build,
     watches,
     why_built,
 )
 from ciworker.domain.job import Cache, Job, Kind, Need
+from ciworker.domain.recipe import SETUP_ENV, setup_run
 from ciworker.engine.port import Image
 from ciworker.errors import ImageMissing, StoreUnavailable
+from ciworker.source.shim import PROJECT_SCRIPT
 
 LAST_LINES = 3
 LAST_WORDS = 500  # characters of them
 STORE_WAIT = 5.0
+SETUP_VERSION = digest_of([setup_run(()), dict(SETUP_ENV), PROJECT_SCRIPT.decode()])
 GONE = "its image was removed, by someone other than ciworker"
 
 
@@ -49,8 +52,7 @@ class Needs:
         if not job.waits:
             return Need.NOTHING
         environment = await self._environment(job)
-        told = job.build is None or (life.setup_log is not None and life.setup_log.complete)
-        return need_of(job, environment, told=told)
+        return need_of(job, environment, told=job.build is None or _is_told(life))
 
     async def resolve(self, look: Look) -> bool:
         """Find out which environment the job needs.
@@ -77,9 +79,11 @@ class Needs:
             await self.let_go(life)
             await self._jobs.note_quietly(job.id, build=environment.build)
             return True
+        if life.setup_task is not None and life.setup_task.done() and not _is_told(life):
+            await self.let_go(life)  # it was cut off while the store was away
         if job.build is not None and life.setup_log is None:
             await self._copy(job, life, environment)
-        if environment.status is not EnvironmentStatus.BUILDING:
+        if wants_build(job, environment):
             self._queue.add(environment_key(environment.key))
         return False
 
@@ -112,20 +116,30 @@ class Needs:
                 raise ImageMissing(f"the image {job.spec.image!r} ({name}) was removed meanwhile")
             return image
         assert job.environment is not None
-        image = await self._engine.image(environment_tag(job.environment))
         environment = await self._environment(job)
+        layer = environment.layer if environment else None
+        image = await self._engine.image(layer) if layer else None
         if image is None and environment and environment.status is EnvironmentStatus.READY:
             await self._environments.change(
-                environment, status=EnvironmentStatus.ABSENT, layer=None, bytes=0, message=GONE
+                environment,
+                status=EnvironmentStatus.ABSENT,
+                good=None,
+                layer=None,
+                bytes=0,
+                message=GONE,
             )
         return image
 
     async def failure(self, job: Job) -> tuple[str, int | None]:
         """What a failed setup means for a job that waited for it: a sentence, its exit code."""
         environment = await self._environment(job)
-        assert environment is not None
-        said = await self._last_words(environment.build) if environment.exit_code else ""
-        return f"its setup failed: {environment.message}{said}", environment.exit_code
+        if environment is not None and environment.build == job.build:
+            message, exit_code = environment.message, environment.exit_code
+        else:  # another build has begun meanwhile
+            setup = await self._jobs.current(job.build) if job.build else None
+            message, exit_code = (setup.message, setup.exit_code) if setup else (None, None)
+        said = await self._last_words(job.build) if exit_code else ""
+        return f"its setup failed: {message}{said}", exit_code
 
     async def _last_words(self, setup: str | None) -> str:
         """The last lines of a setup, behind a colon."""
@@ -161,7 +175,14 @@ class Needs:
         spec = job.spec
         single = job.id if spec.cache is Cache.OFF else None
         return Environment(
-            key=content_key(image.id, spec.setup, spec.setup_inputs, self._operator, single),
+            key=content_key(
+                image.id,
+                spec.setup,
+                spec.setup_inputs,
+                self._operator,
+                single,
+                version=SETUP_VERSION,
+            ),
             status=EnvironmentStatus.ABSENT,
             project=spec.project,
             image=spec.image,
@@ -203,3 +224,8 @@ class Needs:
 
     def _again(self, job: Job) -> Callable[[], None]:
         return lambda: self._queue.add(job_key(job.id))
+
+
+def _is_told(life: Life) -> bool:
+    """Whether the job's log has all lines of the setup that it watches."""
+    return life.setup_log is not None and life.setup_log.complete

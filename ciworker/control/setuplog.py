@@ -19,6 +19,8 @@ from ciworker.domain.log import Chunk, Cursor, Position, Run, Stream
 from ciworker.feed.feed import Feed
 from ciworker.store.logs import Batch, LogEnd, LogWriter
 
+MOST_BYTES = 2**20  # copied into each job's log before the rest waits for the setup's end
+LAST_LINES = 200  # of a longer one, which are copied then
 LOOK_AROUND = 30.0  # seconds after which it looks whether the setup is over, though nobody said so
 
 
@@ -80,6 +82,7 @@ class SetupLog:
         self._copied = end.cursor.stdout.lines if resumed else 0
         self._stage = _Stage(end.cursor.stderr.lines) if resumed else _Stage.NOTHING
         self._next_line, self._total_bytes = end.last + 1, end.total_bytes
+        self._began_at = 0 if resumed else end.total_bytes  # of this setup's lines, about
         self._topic = feed.topic(wait.job)
         self._pending: deque[_Item] = deque()
         self._stored = asyncio.Event()
@@ -92,12 +95,15 @@ class SetupLog:
             await self._all_stored()
         setup = self._feed.topic(self._wait.setup)
         while self._stage != _Stage.CLOSED:
-            seen, over = setup.changed.version, await self._is_over()
-            if chunks := await self._feed.read(self._wait.setup, self._copied):
+            seen, ended = setup.changed.version, await self._ended_with()
+            if self._total_bytes - self._began_at > MOST_BYTES:
+                self._leave_out(ended)
+            full = self._total_bytes - self._began_at > MOST_BYTES and ended is None
+            if not full and (chunks := await self._feed.read(self._wait.setup, self._copied)):
                 for chunk in chunks:
                     self._copied = chunk.last
                     self._push(chunk)
-            elif over:
+            elif ended is not None:
                 self._say("::endgroup::", _Stage.CLOSED)
             else:
                 await setup.changed.wait(seen, LOOK_AROUND)
@@ -129,9 +135,20 @@ class SetupLog:
 
     # inside
 
-    async def _is_over(self) -> bool:
+    async def _ended_with(self) -> int | None:
+        """The number of the setup's last line; None while it may print more."""
         setup = await self._current(self._wait.setup)
-        return setup is None or setup.status.terminal
+        if setup is None:
+            return self._copied
+        return setup.log_lines if setup.status.terminal else None
+
+    def _leave_out(self, ended: int | None) -> None:
+        """Many jobs may wait for one setup: of a long log each gets the head and the tail."""
+        left_out = 0 if ended is None else ended - LAST_LINES - self._copied
+        if left_out > 0:
+            self._copied += left_out
+            told = f"{left_out} lines are left out here: `ciclient logs {self._wait.setup}` has all"
+            self._say(f"ciworker: {told}", self._stage)
 
     async def _all_stored(self) -> None:
         while self._pending or self._in_flight:

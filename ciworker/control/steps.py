@@ -138,6 +138,7 @@ class Steps:
         )
         self._forget(job.id)
         self._queue.add(environment_key(job.environment))
+        self._queue.add(DISPATCH)
         return True
 
     async def _start(self, look: Look) -> bool:
@@ -379,6 +380,8 @@ class Steps:
             self._queue.add(DISPATCH)
             if look.job.environment is not None and _concerns_environment(look.job):
                 self._queue.add(environment_key(look.job.environment))
+            if look.job.kind is Kind.SETUP:  # it is never retried
+                self._settings.spool_file(look.job.id).unlink(missing_ok=True)
         return True
 
     async def _close_log(self, look: Look) -> None:
@@ -404,9 +407,12 @@ class Steps:
         await _cancelled(life.pump_task)
 
     async def _remove(self, look: Look) -> bool:
+        job = look.job
         await self._engine.remove(look.found.id)
-        if look.job.status is Status.QUEUED:
+        if job.status is Status.QUEUED:
             self._queue.add(DISPATCH)
+        if job.spec.cache is Cache.OFF and job.environment is not None:
+            self._queue.add(environment_key(job.environment))  # its image can go only now
         return False
 
     def _again(self, job: Job) -> Callable[[], None]:

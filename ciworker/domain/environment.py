@@ -10,14 +10,14 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import StrEnum
 
 from ciworker.domain.decide import Bucket
 from ciworker.domain.job import Cache, Job, Need, Reason, Status
 
 REPOSITORY = "ciworker-env"
-SETUP_VERSION = "1"  # of how setups are run: part of each key, so that a change builds anew
+KEPT_ROWS = timedelta(days=30)  # of environments that are gone
 SHOWN = 12  # characters of a key that people see
 
 
@@ -35,9 +35,10 @@ class Environment:
     """An environment as the store holds it. Instants are aware and in UTC.
 
     image, image_id: what it is built from; inputs: as in a job's spec. operator: SHA-256 of the
-    operator's variables. build: id of the newest setup job. builds: how many there were, failed
-    ones too; attempts: how many in a row for the same wish. layer: the engine's id of the image.
-    bytes: of its layer; build_seconds: of all builds. single: it belongs to one job alone.
+    operator's variables. build: id of the newest setup job; good: of the newest one that left an
+    image, as long as that is there. builds: how many there were, failed ones too; attempts: how
+    many in a row for the same wish. layer: the engine's id of the image. bytes: of its layer;
+    build_seconds: of all builds. single: it belongs to one job alone.
     removal: why it is to be removed, as soon as nobody uses it.
     """
 
@@ -52,6 +53,7 @@ class Environment:
     created_at: datetime
     single: bool = False
     build: str | None = None
+    good: str | None = None
     builds: int = 0
     attempts: int = 0
     layer: str | None = None
@@ -82,6 +84,8 @@ def content_key(
     inputs: Mapping[str, str],
     operator: str,
     single: str | None = None,
+    *,
+    version: str = "",
 ) -> str:
     """What an environment's content follows from, as SHA-256 in hex.
 
@@ -91,8 +95,9 @@ def content_key(
         inputs: SHA-256 of the files it may read, by name.
         operator: `digest_of` the operator's variables.
         single: id of the job that it belongs to alone, if it does.
+        version: of how setups are run, so that a change of that builds anew.
     """
-    return digest_of([SETUP_VERSION, image_id, list(commands), dict(inputs), operator, single])
+    return digest_of([version, image_id, list(commands), dict(inputs), operator, single])
 
 
 def digest_of(value: object) -> str:
@@ -113,14 +118,25 @@ def need_of(job: Job, environment: Environment | None, *, told: bool) -> Need:
         return Need.NOTHING
     if environment is None:
         return Need.UNKNOWN
-    watched = job.build is not None and job.build == environment.build
     if not told:
         return Need.WAITS
-    if environment.status is EnvironmentStatus.READY and (watched or not rebuilds(job)):
+    if job.build is not None and job.build == environment.build:
+        return _fate(environment)
+    return Need.READY if _serves(environment, job) else Need.WAITS
+
+
+def _fate(environment: Environment) -> Need:
+    """Of who watched the newest setup."""
+    if environment.status is EnvironmentStatus.BUILDING:
+        return Need.WAITS
+    if environment.good is not None and environment.good == environment.build:
         return Need.READY
-    if environment.status is EnvironmentStatus.FAILED and watched:
-        return Need.FAILED
-    return Need.WAITS
+    return Need.WAITS if environment.status is EnvironmentStatus.ABSENT else Need.FAILED
+
+
+def _serves(environment: Environment, job: Job) -> bool:
+    """Whether what is there already will do; also while it is rebuilt for others."""
+    return environment.good is not None and not rebuilds(job)
 
 
 def watches(job: Job, environment: Environment) -> bool:
@@ -130,13 +146,15 @@ def watches(job: Job, environment: Environment) -> bool:
     """
     if environment.status is not EnvironmentStatus.BUILDING or environment.build is None:
         return False
-    return not rebuilds(job) or environment.build > job.id
+    if rebuilds(job):
+        return environment.build > job.id
+    return environment.good is None
 
 
 def wants_build(job: Job, environment: Environment) -> bool:
     """Whether a job that waits needs another build than those that ended."""
-    if environment.status is EnvironmentStatus.READY:
-        return rebuilds(job) and job.build != environment.build
+    if environment.good is not None and not rebuilds(job):
+        return False
     return environment.status is EnvironmentStatus.ABSENT or job.build != environment.build
 
 
@@ -154,7 +172,8 @@ class Step(StrEnum):
     COMMIT = "commit"  # make the image from the setup's container
     RECORD_READY = "record ready"
     RECORD_FAILED = "record failed"
-    RECORD_ABSENT = "record absent"
+    RECORD_ABSENT = "record absent"  # of a rebuild: that the one of before is what there is
+    FORGET = "forget"  # its row
     REMOVE = "remove"  # the image
 
 
@@ -198,15 +217,17 @@ def build_of(job: Job | None) -> Build:
 class EnvironmentFacts:
     """What the table asks about an environment.
 
-    wanted: a queued job waits for it, and needs another build than those that ended. used: a job
-    that has not ended needs it. image: the engine has the image of its newest build; stale:
-    it has others of its key. container: the setup's container is there, and down. attempts_left:
-    another build is allowed. committing: an image is being made right now; commit_failed: it
-    could not be, for good. removal: it is to go once nobody uses it.
+    wanted: a queued job waits for it, and needs another build than those that ended. awaited: one
+    waits for the build under way. used: a job that has not ended needs it. image: the engine has
+    the one that it should have; stale: it has others of its key. container: the setup's container
+    is there, and down. attempts_left: another build is allowed. committing: an image is being
+    made right now; commit_failed: it could not be, for good. removal: it is to go once nobody
+    uses it.
     """
 
     status: EnvironmentStatus
     wanted: bool = False
+    awaited: bool = False
     used: bool = False
     build: Build = Build.NONE
     image: bool = False
@@ -240,9 +261,16 @@ def decide_environment(facts: EnvironmentFacts) -> EnvironmentAction:
         return _REMOVE  # E2
     if facts.status is EnvironmentStatus.READY:
         return _ready(facts)
+    return _gone(facts)
+
+
+def _gone(facts: EnvironmentFacts) -> EnvironmentAction:
     if facts.image:
         return _REMOVE  # E3: its row is written before it is, so that nobody counts on it
-    return _BUILD if facts.wanted else _NOTHING  # E4
+    if facts.wanted:
+        return _BUILD  # E4
+    forget = EnvironmentAction(Step.FORGET)
+    return forget if facts.removal and not facts.used else _NOTHING  # E4
 
 
 def _ready(facts: EnvironmentFacts) -> EnvironmentAction:
@@ -260,12 +288,12 @@ def _building(facts: EnvironmentFacts) -> EnvironmentAction:
         return EnvironmentAction(Step.RECORD_READY, Bucket.FINISHED)  # E9
     if facts.build is Build.ACTIVE:
         cancel = EnvironmentAction(Step.CANCEL_BUILD, Bucket.CANCELLED)
-        return _NOTHING if facts.used else cancel  # E10, E11
+        return _NOTHING if facts.awaited else cancel  # E10, E11
     if facts.commit_failed or facts.build is Build.FAILED:
         return _FAIL  # E12
     if facts.build is Build.PASSED and facts.container:
         return EnvironmentAction(Step.COMMIT, Bucket.ADOPTED)  # E13
-    if not facts.used:
+    if not facts.awaited:
         return EnvironmentAction(Step.RECORD_ABSENT, Bucket.REMOVED)  # E14
     return _BUILD if facts.attempts_left else _FAIL  # E15
 
@@ -294,6 +322,12 @@ def _difference(wanted: Environment, last: Environment) -> str:
 def _changed(before: Mapping[str, str], after: Mapping[str, str]) -> list[str]:
     names = sorted({*before, *after})
     return [name for name in names if before.get(name) != after.get(name)]
+
+
+def is_outdated(environment: Environment, now: datetime) -> bool:
+    """Whether the row of one that is gone need not be kept any longer."""
+    gone = environment.status in (EnvironmentStatus.ABSENT, EnvironmentStatus.FAILED)
+    return gone and now - _last_used(environment) > KEPT_ROWS
 
 
 def to_evict(

@@ -130,6 +130,7 @@ STEPS: tuple[tuple[str, ...], ...] = (
             created_at BIGINT NOT NULL,
             single BOOLEAN NOT NULL,
             build VARCHAR,
+            good VARCHAR,
             builds INTEGER NOT NULL,
             attempts INTEGER NOT NULL,
             layer VARCHAR,

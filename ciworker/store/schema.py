@@ -162,6 +162,7 @@ class EnvironmentRow(SQLModel, table=True):
     created_at: datetime = Field(sa_column=Column(Instant, nullable=False))
     single: bool
     build: str | None
+    good: str | None
     builds: int
     attempts: int
     layer: str | None

@@ -39,7 +39,10 @@ async def remove_environment(request: web.Request) -> web.Response:
     if key in await context.jobs.environments_in_use():
         raise Conflict(f"environment {key[:12]} is in use: remove it once its jobs have ended")
     if not await _removed(context, environment, request[TOKEN].name):
-        raise Conflict(f"environment {key[:12]} was taken into use just now, or is still building")
+        raise Conflict(
+            f"environment {key[:12]} is still there: it was taken into use just now, is being "
+            "built, or a container of someone else's uses its image: see `docker ps -a`"
+        )
     return json_answer(EnvironmentNames(items=[key]))
 
 

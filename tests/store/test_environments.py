@@ -31,6 +31,7 @@ ENVIRONMENTS = st.builds(
     created_at=INSTANTS,
     single=st.booleans(),
     build=st.none() | TEXT,
+    good=st.none() | TEXT,
     builds=COUNTS,
     attempts=COUNTS,
     layer=st.none() | TEXT,

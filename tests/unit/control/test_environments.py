@@ -2,6 +2,7 @@
 
 import asyncio
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -350,3 +351,111 @@ async def test_a_life_that_ends_at_a_call_is_gone_on_with(lab: Lab, call: str, a
         texts = [text for _, text in await lines(life, job)]
         assert texts.count("setting up") == 1
         assert texts.count("::endgroup::") == 1
+
+
+@pytest.fixture
+def flags(tmp_path: Path) -> Path:
+    """A folder that containers of `flagged` see as /flags."""
+    folder = tmp_path / "flags"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def flagged(new_lab: NewLab, flags: Path) -> Lab:
+    return new_lab(job_mounts=(f"{flags}:/flags:ro",), start_attempts=1)
+
+
+async def test_a_rebuild_that_fails_fails_only_who_asked_and_leaves_what_was_there(
+    flagged: Lab, flags: Path
+) -> None:
+    lab, broken = flagged, flags / "broken"
+    setup = ("if [ -e /flags/broken ]; then exit 9; fi",)
+    async with lab.life() as life:
+        await life.ended(await submit(life, setup=setup))
+        before = await only(life)
+        broken.touch()
+        wish = await life.ended(await submit(life, setup=setup, cache=Cache.REBUILD))
+        assert (wish.reason, wish.exit_code) == (Reason.SETUP_FAILED, 9)
+        assert (await life.ended(await submit(life, setup=setup))).reason is Reason.PASSED
+        await life.resync.run()
+        await life.comes_to_rest()
+        after = await only(life)
+        assert (after.status, after.layer, after.good) == (READY, before.layer, before.build)
+        assert [image.id for image in await life.engine.images({})] == [before.layer]
+
+
+async def test_others_do_not_wait_for_a_rebuild_and_one_that_is_cancelled_changes_nothing(
+    flagged: Lab, flags: Path
+) -> None:
+    lab, slow = flagged, flags / "slow"
+    setup = ("if [ -e /flags/slow ]; then sleep 600; fi",)
+    async with lab.life() as life:
+        await life.ended(await submit(life, setup=setup))
+        before = await only(life)
+        slow.touch()
+        wish = await submit(life, setup=setup, cache=Cache.REBUILD)
+        await life.printed(wish, b"::group::")
+        assert (await life.ended(await submit(life, setup=setup))).reason is Reason.PASSED
+        await life.cancel(wish)
+        assert (await life.ended(wish)).reason is Reason.CANCELLED
+        await life.comes_to_rest()
+        after = await only(life)
+        assert (after.status, after.layer, after.build) == (READY, before.layer, before.build)
+
+
+async def test_cancelled_setups_use_up_no_attempts(flagged: Lab, flags: Path) -> None:
+    lab, slow = flagged, flags / "slow"
+    slow.touch()
+    setup = ("echo began; if [ -e /flags/slow ]; then sleep 600; fi",)
+    async with lab.life() as life:
+        for _ in range(2):
+            waiting = await submit(life, setup=setup)
+            await life.printed(waiting, b"began")
+            await life.cancel(waiting)
+            await life.ended(waiting)
+        slow.unlink()
+        assert (await life.ended(await submit(life, setup=setup))).reason is Reason.PASSED
+
+
+async def test_of_a_job_whose_own_environment_failed_nothing_is_kept(lab: Lab) -> None:
+    async with lab.life() as life:
+        job = await life.ended(await submit(life, setup=("exit 1",), cache=Cache.OFF))
+        assert job.reason is Reason.SETUP_FAILED
+        await life.comes_to_rest()
+        assert await life.parts.environments.all() == []
+
+
+async def test_a_failed_environment_that_is_removed_is_forgotten(lab: Lab) -> None:
+    async with lab.life() as life:
+        await life.ended(await submit(life, setup=("exit 1",)))
+        await life.environments.remove((await only(life)).key, "removed by me")
+        assert await life.parts.environments.all() == []
+
+
+async def test_no_spool_file_of_a_setup_stays(lab: Lab) -> None:
+    async with lab.life() as life:
+        waiting = await submit(life, setup=("echo began; sleep 0.3",))
+        setup = await life.running((await building(life)).id)
+        await life.engine.remove(setup.container_name)
+        await life.ended(waiting)
+        await life.comes_to_rest()
+        assert [path.name for path in lab.settings.spool.iterdir()] == [f"{waiting}.tar.zst"]
+
+
+async def test_of_a_long_setup_log_each_job_gets_the_head_and_the_tail(lab: Lab) -> None:
+    count = 30_000
+    async with lab.life() as life:
+        job = await life.ended(
+            await submit(life, setup=(f"seq -f 'line %.0f {'x' * 80}' {count}",))
+        )
+        (setup,) = await setups(life)
+        texts = [text for _, text in await lines(life, job.id)]
+    (told,) = (text for text in texts if "are left out here" in text)
+    printed = [int(text.split()[1]) for text in texts if text.startswith("line ")]
+    left_out = int(told.split()[1])
+    assert told.endswith(f"`ciclient logs {setup.id}` has all")
+    assert len(printed) + left_out == count
+    assert printed == [n for n in range(1, count + 1) if n in set(printed)]
+    assert printed[0] == 1
+    assert printed[-199:] == list(range(count - 198, count + 1))

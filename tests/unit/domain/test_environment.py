@@ -24,6 +24,7 @@ from ciworker.domain.environment import (
     content_key,
     decide_environment,
     digest_of,
+    is_outdated,
     need_of,
     to_evict,
     wants_build,
@@ -53,13 +54,13 @@ ALL = tuple(status.value for status in EnvironmentStatus)
 TABLE = (
     Row("E1", ALL, {"committing": YES}, Step.NOTHING),
     Row("E9", ("building",), {"image": YES}, Step.RECORD_READY, Bucket.FINISHED),
-    Row("E10", ("building",), {"build": (Build.ACTIVE,), "used": YES}, Step.NOTHING),
+    Row("E10", ("building",), {"build": (Build.ACTIVE,), "awaited": YES}, Step.NOTHING),
     Row("E11", ("building",), {"build": (Build.ACTIVE,)}, Step.CANCEL_BUILD, Bucket.CANCELLED),
     Row("E12 stored", ("building",), {"commit_failed": YES}, Step.RECORD_FAILED, Bucket.FAILED),
     Row("E12", ("building",), {"build": (Build.FAILED,)}, Step.RECORD_FAILED, Bucket.FAILED),
     Row("E13", ("building",), {"build": (Build.PASSED,), "container": YES},
         Step.COMMIT, Bucket.ADOPTED),
-    Row("E14", ("building",), {"used": NO}, Step.RECORD_ABSENT, Bucket.REMOVED),
+    Row("E14", ("building",), {"awaited": NO}, Step.RECORD_ABSENT, Bucket.REMOVED),
     Row("E15", ("building",), {"attempts_left": YES}, Step.BUILD, Bucket.CREATED),
     Row("E15 spent", ("building",), {"attempts_left": NO}, Step.RECORD_FAILED, Bucket.FAILED),
     Row("E2", ("absent", "ready", "failed"), {"stale": YES}, Step.REMOVE, Bucket.REMOVED),
@@ -69,15 +70,16 @@ TABLE = (
     Row("E8", ("ready",), ANY, Step.NOTHING),
     Row("E3", ("absent", "failed"), {"image": YES}, Step.REMOVE, Bucket.REMOVED),
     Row("E4", ("absent", "failed"), {"wanted": YES}, Step.BUILD, Bucket.CREATED),
-    Row("E4 nobody", ("absent", "failed"), {"wanted": NO}, Step.NOTHING),
+    Row("E4 removed", ("absent", "failed"), {"removal": YES, "used": NO}, Step.FORGET),
+    Row("E4 nobody", ("absent", "failed"), ANY, Step.NOTHING),
 )
 # fmt: on
 
 AXES: Mapping[str, tuple[object, ...]] = {
     **dict.fromkeys(
         (
-            "wanted", "used", "image", "stale", "container", "attempts_left", "committing",
-            "commit_failed", "removal",
+            "wanted", "awaited", "used", "image", "stale", "container", "attempts_left",
+            "committing", "commit_failed", "removal",
         ),
         (True, False),
     ),
@@ -139,6 +141,10 @@ def test_other_content_has_another_key(other: tuple[str, ...]) -> None:
     assert content_key(*other) != content_key(*KEY)  # type: ignore[arg-type] # as in KEY
 
 
+def test_another_way_of_running_setups_has_another_key() -> None:
+    assert content_key(*KEY, version="2") != content_key(*KEY, version="1")
+
+
 def test_the_order_of_commands_counts() -> None:
     image, _, inputs, operator = KEY
     keys = {content_key(image, commands, inputs, operator) for commands in permutations("abc")}
@@ -156,10 +162,11 @@ def test_a_digest_does_not_depend_on_the_order_of_a_mapping(value: dict[str, str
 def environment(
     status: EnvironmentStatus, build: str | None = "B", **fields: object
 ) -> Environment:
+    good = build if status is EnvironmentStatus.READY else None
     plain = Environment(
         key="k", status=status, project="tea", image="python:3.12", image_id="sha256:1",
         commands=("pip install x",), inputs={"requirements.txt": "1"}, operator="o",
-        created_at=NOW, build=build,
+        created_at=NOW, build=build, good=good,
     )  # fmt: skip
     return replace(plain, **fields)  # type: ignore[arg-type] # by name
 
@@ -213,6 +220,29 @@ def test_a_rebuild_is_served_only_by_a_setup_that_was_begun_after_it_was_asked_f
 def test_others_watch_whatever_setup_is_under_way() -> None:
     assert watches(job("C"), environment(BUILDING, "B"))
     assert not watches(job("C"), environment(READY, "B"))
+
+
+def test_while_it_is_rebuilt_the_one_of_before_will_do_for_others() -> None:
+    rebuilding = environment(BUILDING, "D", good="B")
+    assert need_of(job("C"), rebuilding, told=True) is Need.READY
+    assert not watches(job("C"), rebuilding)
+    assert watches(job("C", Cache.REBUILD), rebuilding)
+
+
+def test_a_rebuild_that_failed_fails_only_who_watched_it() -> None:
+    after = environment(READY, "D", good="B")
+    assert need_of(job("C", Cache.REBUILD, build="D"), after, told=True) is Need.FAILED
+    assert need_of(job("C"), after, told=True) is Need.READY
+    assert not wants_build(job("C"), after)
+    assert not wants_build(job("C", Cache.REBUILD, build="D"), after)
+    assert wants_build(job("E", Cache.REBUILD), after)
+
+
+def test_the_row_of_one_that_is_gone_is_kept_for_a_month() -> None:
+    for status, outdated in ((ABSENT, True), (FAILED, True), (READY, False), (BUILDING, False)):
+        old = environment(status, last_used_at=NOW - timedelta(days=31))
+        assert is_outdated(old, NOW) is outdated
+        assert not is_outdated(replace(old, last_used_at=NOW - timedelta(days=29)), NOW)
 
 
 def test_who_wants_another_build() -> None:
