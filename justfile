@@ -25,10 +25,11 @@ lint:
     @scripts/setup
     @scripts/lint
 
-# what is asked while idle; time to the first line and the verdict, beside the engine's own API
+# what is asked while idle; times to a job's first line and verdict; an edited tree's tests, beside installing
 bench *arguments:
     @scripts/bench/idle
     @scripts/bench/latency {{ arguments }}
+    @scripts/bench/environments {{ arguments }}
 
 # compare the running worker's jobs with the engine's containers now
 resync:

@@ -490,13 +490,14 @@ def _sorted(
     """The image that there should be, and those that should not.
 
     While it is rebuilt, the one of before is neither. A commit whose answer was lost may have
-    left two.
+    left two, or may leave another one later, which takes the name: jobs start from the layer.
     """
     building = environment.status is EnvironmentStatus.BUILDING
     wanted = environment.build if building else environment.good
     made = [image for image in images if image.labels.get(LABEL_BUILD) == wanted]
+    known = [image for image in made if image.id == environment.layer]
     named = [image for image in made if environment.tag in image.names]
-    fresh = next(iter(named or made), None) if wanted else None
+    fresh = next(iter(known or named or made), None) if wanted else None
     kept = {environment.good} if building and environment.good else set()
     others = [image for image in images if image is not fresh]
     return fresh, [image for image in others if image.labels.get(LABEL_BUILD) not in kept]

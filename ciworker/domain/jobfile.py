@@ -15,6 +15,7 @@ from typing import Any
 
 from ciworker.domain.job import Cache, Spec
 from ciworker.domain.patterns import Pattern, parse_pattern
+from ciworker.domain.recipe import setup_run
 from ciworker.errors import Invalid
 from ciworker.units import format_size, parse_duration, parse_size
 
@@ -23,6 +24,7 @@ PYPROJECT = "pyproject.toml"
 DEFAULT_RUN = "python -m pytest"
 MIN_MEMORY = 16 * 2**20
 MAX_COMMAND = 32 * 1024
+MAX_SETUP_RUN = 100 * 1024  # quoting makes it longer; Linux takes 128 KiB as one argument
 MAX_PATTERNS = 64
 
 _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
@@ -204,8 +206,19 @@ def _setup(value: object) -> list[str]:
     commands = [command for command in value if isinstance(command, str) and command.strip()]
     if len(commands) < len(value):
         raise ValueError("holds something that is no command: each is a text that is not empty")
-    _bounded("\n".join(commands))
+    check_commands(commands)
     return commands
+
+
+def check_commands(commands: Sequence[str]) -> None:
+    """Refuse a setup that is more than a shell takes.
+
+    Raises:
+        ValueError: saying the bound, as a sentence without its subject.
+    """
+    _bounded("\n".join(commands))
+    if len(setup_run(commands).encode()) > MAX_SETUP_RUN:
+        raise ValueError(f"has to be shorter than {MAX_SETUP_RUN} bytes when a shell quotes it")
 
 
 def _setup_inputs(value: object) -> list[Pattern]:

@@ -6,7 +6,7 @@ them. Nothing is run: what only a build backend could tell is marked as such.
 
 import re
 import tomllib
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from configparser import ConfigParser
 from configparser import Error as ConfigError
 from functools import cached_property
@@ -27,7 +27,7 @@ _SETUPTOOLS = "setuptools.build_meta:__legacy__"  # PEP 517's and PEP 518's defa
 _SETUPTOOLS_REQUIRES = ["setuptools>=40.8.0"]
 
 _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?", re.ASCII)
-_NAME_IN_SETUP_PY = re.compile(r"\bname\s*=\s*[\"']([A-Za-z0-9._-]+)[\"']", re.ASCII)
+_NAME_IN_SETUP_PY = re.compile(r"\bname\s*=\s*[\"']([A-Za-z0-9._-]{1,200})[\"']", re.ASCII)
 _LITERAL = re.compile(r"[\"']([\w./-]{1,200})[\"']")
 _REQUIREMENT = re.compile(r"\s*(?P<name>[A-Za-z0-9._-]+)\s*(?:\[(?P<extras>[^]]*)\])?", re.ASCII)
 
@@ -161,15 +161,27 @@ class ProjectFiles:
     def _is_unsaid(self) -> bool:
         return self.is_dynamic and not self.listed and self.backend is not None
 
-    def extra_words(self, extra: str, seen: frozenset[str] = frozenset()) -> Iterator[str]:
-        """The words for an extra, with those of the project's other extras that it names."""
-        for word in self.extras.get(extra, ()) if extra not in seen else ():
+    def extra_words(self, *extras: str) -> Iterator[str]:
+        """The words for extras, with those of the project's other extras that they name.
+
+        An extra counts once, however many name it.
+        """
+        seen: set[str] = set()
+        words = self._unseen_words(extras, seen)
+        while words:
+            word = words.pop()
             match = _REQUIREMENT.match(word)
             if match and self.name and canonical(match["name"]) == canonical(self.name):
-                for other in (match["extras"] or "").split(","):
-                    yield from self.extra_words(other.strip(), seen | {extra})
+                named = (other.strip() for other in (match["extras"] or "").split(","))
+                words += self._unseen_words(named, seen)
             else:
                 yield word
+
+    def _unseen_words(self, extras: Iterable[str], seen: set[str]) -> list[str]:
+        """The words of those extras that are not in `seen`, last first; now they are in it."""
+        fresh = [extra for extra in dict.fromkeys(extras) if extra not in seen]
+        seen.update(fresh)
+        return [word for extra in fresh for word in self.extras.get(extra, ())][::-1]
 
     def further_files(self) -> Sequence[str]:
         """Files that dynamic dependencies are read from: setup.py, where nothing else tells."""

@@ -10,13 +10,20 @@ from pathlib import Path
 from posixpath import dirname, join, normpath
 
 from ciworker.domain.job import Spec
-from ciworker.domain.jobfile import Wanted
-from ciworker.domain.patterns import Pattern
-from ciworker.domain.recipe import default_recipe, included
+from ciworker.domain.jobfile import Wanted, check_commands
+from ciworker.domain.patterns import Pattern, Search
+from ciworker.domain.recipe import Recipe, default_recipe, included
 from ciworker.errors import Invalid
 from ciworker.source.archive import ArchiveRefused, Limits, SpoolCorrupt, Workspace, shown
 from ciworker.source.members import PREFIX, Kind, Member
-from ciworker.source.rewrite import MAX_KEPT, MAX_KEPT_FILES, Watched, as_text, reads_by_default
+from ciworker.source.rewrite import (
+    JOBFILES,
+    MAX_KEPT,
+    MAX_KEPT_FILES,
+    Watched,
+    as_text,
+    reads_by_default,
+)
 from ciworker.source.spool import (
     END_OF_ARCHIVE,
     SpoolWriter,
@@ -25,17 +32,20 @@ from ciworker.source.spool import (
     tar_header,
 )
 from ciworker.source.tarstream import Members, TarParser
+from ciworker.units import format_size
 
 MAX_INPUTS = 1000
+MAX_NAMES = 256 * 1024
 MAX_PASSES = 8
 
 # Constant, so that equal inputs are equal trees; zip files, wheels too, hold nothing before 1980.
 _MTIME = 946_684_800
 _STORED = Limits(max_packed=0, max_unpacked=0, max_members=2**40)  # was bounded when it came in
-_TOO_MANY = f"the setup would read over {MAX_INPUTS:,} files: name those it needs in setup-inputs"
+_SAY = "say setup and setup-inputs in the job file, the latter with no more files than it needs"
+_TOO_MANY = f"the setup would read over {MAX_INPUTS:,} files: {_SAY}"
+_TOO_LONG = f"what the setup would read has names of over {format_size(MAX_NAMES)} in all: {_SAY}"
 _TOO_DEEP = (
-    f"what the setup reads leads on by includes or links more than {MAX_PASSES} times: name its "
-    "files in setup-inputs"
+    f"what the setup reads leads on by includes or links more than {MAX_PASSES} times: {_SAY}"
 )
 
 
@@ -47,6 +57,7 @@ class File:
     digest: str = ""
     data: bytes | None = None
     target: str = ""
+    executable: bool = False
 
 
 def with_setup(wanted: Wanted, workspace: Workspace, spool: Path) -> Spec:
@@ -55,7 +66,7 @@ def with_setup(wanted: Wanted, workspace: Workspace, spool: Path) -> Spec:
     Where nobody says anything of a setup it is what the files at the tree's root ask for.
 
     Raises:
-        Invalid: an input is not in the tree, or a link leads to what is no input.
+        Invalid: an input is not in the tree, a link leads to what is no input, or it is too much.
         SpoolCorrupt: the spool file can't be read.
     """
     if wanted.setup is not None and not wanted.setup:
@@ -68,10 +79,11 @@ def with_setup(wanted: Wanted, workspace: Workspace, spool: Path) -> Spec:
         inputs = _named(wanted.inputs, files, workspace)
     setup, backend = wanted.setup, None
     if setup is None:
-        recipe = default_recipe(_contents(inputs, files), workspace.names)
+        recipe = _recipe(inputs, files, workspace)
         setup, backend = recipe.commands, recipe.backend
     if not setup:
         return wanted.spec
+    _check_names(inputs)
     _check_links(inputs)
     digests = {name: files.digest(name) for name in sorted(inputs)}
     return replace(wanted.spec, setup=tuple(setup), setup_inputs=digests, backend=backend)
@@ -162,10 +174,15 @@ class _Files:
         return None
 
     def digest(self, name: str) -> str:
-        """SHA-256 (hex) of a file; of a symlink what it leads to, which can't look like one."""
+        """SHA-256 (hex) of a file, `x ` before it if it is executable; of a symlink its target.
+
+        None of these can look like another.
+        """
         file = self._files[self.base(name)]
         assert file is not None
-        return f"-> {file.target}" if file.kind is Kind.SYMLINK else file.digest
+        if file.kind is Kind.SYMLINK:
+            return f"-> {file.target}"
+        return f"x {file.digest}" if file.executable else file.digest
 
     def _may_be_there(self, name: str) -> bool:
         return self._roots is None or name.partition("/")[0] in self._roots
@@ -195,7 +212,7 @@ class _Reader:
             )
         if len(self.found) == MAX_INPUTS:
             raise Invalid(_TOO_MANY)
-        self.found[name] = File(member.kind, target=target)
+        self.found[name] = File(member.kind, target=target, executable=_is_executable(member))
         if member.kind is Kind.FILE:
             keep = member.size <= MAX_KEPT and self._keep > 0
             self._keep -= keep
@@ -208,8 +225,9 @@ class _Reader:
     def end(self) -> None:
         if self._watched is None:
             return
-        data = None if self._watched.data is None else bytes(self._watched.data)
-        self.found[self._watched.name] = File(Kind.FILE, self._watched.digest, data)
+        name, kept = self._watched.name, self._watched.data
+        data = None if kept is None else bytes(kept)
+        self.found[name] = replace(self.found[name], digest=self._watched.digest, data=data)
         self._watched = None
 
 
@@ -224,6 +242,8 @@ class _Copier:
     def begin(self, member: Member) -> None:
         if member.name not in self._spellings:
             return
+        if member.kind is Kind.FILE and not _is_executable(member):
+            member = replace(member, mode=0o644)
         self._current = member
         first = self._spellings[member.name][0]
         self._header(first, member.kind, mode=member.mode, size=member.size, target=member.target)
@@ -263,6 +283,16 @@ def _scan(spool: Path, members: Members) -> None:
         ) from error
 
 
+def _is_executable(member: Member) -> bool:
+    """Whether a setup finds it executable; never what is digested while the tree arrives.
+
+    Of that a mode is not noted, and nobody runs it.
+    """
+    name = member.name.removeprefix(PREFIX).decode("utf-8", "replace")
+    digested = "/" not in name and (name in JOBFILES or reads_by_default(name))
+    return member.kind is Kind.FILE and bool(member.mode & 0o111) and not digested
+
+
 def _spellings(spool: Path, names: Collection[str]) -> Mapping[bytes, list[bytes]]:
     """By what is to be copied, as it is called in the spool file: the names that it gets."""
     files = _Files(spool)
@@ -298,17 +328,10 @@ def _named(patterns: Sequence[Pattern], files: _Files, workspace: Workspace) -> 
     names = {"/".join(pattern.parts) for pattern in patterns}
     if names <= workspace.digests.keys() and not any(pattern.is_glob for pattern in patterns):
         return {name: file for name in names if (file := files.get(name)) is not None}
-    used: set[Pattern] = set()
-
-    def wants(name: str) -> bool:
-        parts = tuple(name.split("/"))
-        matching = [pattern for pattern in patterns if pattern.matches(parts)]
-        used.update(matching)
-        return bool(matching)
-
-    inputs = files.find(wants)
+    search = Search(patterns)
+    inputs = files.find(search.wants)
     for pattern in patterns:
-        if pattern not in used:
+        if pattern not in search.used:
             raise Invalid(_unmatched(pattern))
     return inputs
 
@@ -325,6 +348,23 @@ def _unmatched(pattern: Pattern) -> str:
     )
 
 
+def _recipe(inputs: Collection[str], files: _Files, workspace: Workspace) -> Recipe:
+    """The default recipe for a tree of these inputs."""
+    recipe = default_recipe(_contents(inputs, files), workspace.names)
+    try:
+        check_commands(recipe.commands)
+    except ValueError as error:
+        raise Invalid(f"the setup that follows from the tree's files {error}: {_SAY}") from error
+    return recipe
+
+
+def _check_names(inputs: Mapping[str, File]) -> None:
+    """Raise `Invalid` if the names, symlinks' targets among them, are too long for a spec."""
+    names = [*inputs, *(file.target for file in inputs.values() if file.kind is Kind.SYMLINK)]
+    if sum(len(name.encode()) for name in names) > MAX_NAMES:
+        raise Invalid(_TOO_LONG)
+
+
 def _check_links(inputs: Mapping[str, File]) -> None:
     """Raise `Invalid` if a symlink would lead to nothing in a tree of these inputs alone."""
     for name, file in inputs.items():
@@ -335,7 +375,7 @@ def _check_links(inputs: Mapping[str, File]) -> None:
         if target not in inputs and not any(other.startswith(below) for other in inputs):
             raise Invalid(
                 f"the setup reads {shown(name.encode())}, a symlink to {shown(target.encode())}, "
-                "which it does not read: name both in setup-inputs, or neither"
+                "which it does not read: say setup, and in setup-inputs both or neither"
             )
 
 

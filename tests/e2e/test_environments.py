@@ -1,4 +1,4 @@
-"""Environments of real workers on real Docker: built once, kept, shown, failed, removed.
+"""Environments of a real worker on real Docker: built once, kept, shown, failed, removed.
 
 The setups need no network. How often one was run is counted from outside, by what it writes to a
 FIFO that the operator mounts; what is left of it, by what the engine lists.
@@ -10,671 +10,736 @@ import json
 import os
 import random
 import re
+import subprocess
 import tarfile
 import tempfile
 import zlib
-from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
+import pytest_asyncio
 
-from tests.conftest import WorkerFactory
-from tests.driver import DEADLINE, TERMINAL, Worker, command, docker
-from tests.e2e.follower import WAIT, check_numbers, stored, told_end_once
+from tests.driver import DEADLINE, TERMINAL, Worker, command, docker, tree
+from tests.e2e.conftest import running, spooled
+from tests.e2e.follower import WAIT, check_numbers, let_go, stored, told_end_once
 from tests.e2e.proxy import Proxy, proxy
 from tests.e2e.test_recovery import Counters, hold
 
-SMALL = {"job_memory": "128m", "setup_memory": "256m", "setup_timeout": "60s"}
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+COMMIT = "POST /commit"
+LINES = 80
+PRINT = f"i=0; while [ $i -lt {LINES} ]; do i=$((i+1)); echo line $i; sleep 0.01; done"
+PRINTED = [f"line {n}" for n in range(1, LINES + 1)]
+KILLS = 10
 FIRST = "it is the first one of this project"
-TOLD = "echo {} > /counter/fifo"
-LINES = 60
-NUMBERED = f"i=0; while [ $i -lt {LINES} ]; do i=$((i+1)); echo line $i; sleep 0.01; done"
-NUMBERS = [f"line {n}" for n in range(1, LINES + 1)]
+AGAIN = "the one of before failed, was removed or is to be built anew"
 NO_SPACE = "write /var/lib/docker/overlay2/layer: no space left on device"
-
-NewWorker = Callable[..., Awaitable[Worker]]
-
-
-@pytest.fixture
-def counters() -> Iterator[Counters]:
-    with tempfile.TemporaryDirectory(prefix="ciw-") as folder:
-        made = Counters(Path(folder))
-        yield made
-        made.close()
-
-
-@pytest.fixture
-def small(new_worker: WorkerFactory, counters: Counters) -> NewWorker:
-    """Makes workers that answer; setups write to `counters`."""
-
-    async def make(**settings: str) -> Worker:
-        worker = new_worker(**{**SMALL, "job_mounts": counters.mount, **settings})
-        await worker.start()
-        return worker
-
-    return make
+OPERATORS = f"operators-{os.urandom(12).hex()}"
+MOUNTED = f"mounted-{os.urandom(12).hex()}"
+MOVED = f"ciworker-test-{os.urandom(6).hex()}:1"  # a name that goes from image to image
+LARGE = 2**26  # bytes of a base's layer, and of none that a setup here makes
+SETTINGS = {
+    "max_jobs": "2",
+    "max_setups": "4",
+    "job_memory": "128m",
+    "setup_memory": "256m",
+    "stop_grace": "1s",
+    "start_attempts": "3",
+    "transfer_timeout": "10s",
+    "resync_interval": "10m",
+    "allowed_images": json.dumps([MOVED]),
+    "job_env": json.dumps(
+        {"INDEX_PASSWORD": OPERATORS, "PIP_INDEX_URL": "http://127.0.0.1:9/simple"}
+    ),
+}
 
 
-@contextlib.asynccontextmanager
-async def proxied(small: NewWorker, **settings: str) -> AsyncIterator[tuple[Worker, Proxy]]:
-    async with proxy() as between:
-        yield await small(docker_host=between.url, **settings), between
+@dataclass
+class Lab:
+    """One test's view of the worker.
+
+    folder: what containers see as /counter. word: the test's own, so that its keys are new.
+    """
+
+    worker: Worker
+    between: Proxy
+    counters: Counters
+    folder: Path
+    word: str = field(default_factory=lambda: f"w{os.urandom(6).hex()}")
+
+    def another(self) -> "Lab":
+        """The same worker, and another word."""
+        return Lab(self.worker, self.between, self.counters, self.folder)
+
+    @property
+    def tell(self) -> str:
+        """A command that is counted."""
+        return f"echo {self.word} > /counter/fifo"
+
+    @property
+    def builds(self) -> int:
+        return self.counters.seen[self.word]
+
+    async def submit(self, *setup: str, run: str = "echo tested", **more: Any) -> str:
+        spec = {"project": self.word, "setup": list(setup), **more}
+        return await self.worker.submit(run, **spec)
+
+    async def passed(self, *setup: str, **more: Any) -> str:
+        """Submit a job and see it pass."""
+        job_id = await self.submit(*setup, **more)
+        job = await self.worker.wait(job_id)
+        assert job["reason"] == "passed", job
+        return job_id
+
+    async def cancel(self, job_id: str) -> None:
+        status, problem = await self.worker.call("POST", f"/jobs/{job_id}/cancel")
+        assert status == 202, problem
+
+    async def kill(self) -> None:
+        """Kill the worker; what was held on its way to the engine is never carried out."""
+        await self.worker.kill()
+        self.between.before.clear()
+        self.between.after.clear()
+
+    async def environments(self) -> list[dict[str, Any]]:
+        """Those of this test, newest first."""
+        status, found = await self.worker.call("GET", "/environments")
+        assert status == 200, found
+        return [item for item in found["items"] if item["project"] == self.word]
+
+    async def environment(self) -> dict[str, Any]:
+        (found,) = await self.environments()
+        return found
+
+    async def setup(self) -> str:
+        """The name of the one setup's container, once that is up."""
+        async with asyncio.timeout(DEADLINE):
+            while not (names := await self._setups()):
+                await asyncio.sleep(0.02)
+        assert len(names) == 1, names
+        return names[0]
+
+    async def _setups(self) -> list[str]:
+        listed = await docker(
+            "ps", "--filter", f"label=ciworker.instance={self.worker.instance}",
+            "--filter", "label=ciworker.kind=setup", "--format", "{{.Names}}",
+        )  # fmt: skip
+        return listed.decode().split()
+
+    async def has_images(self, count: int) -> list[str]:
+        """Wait until the engine has so many images of ours."""
+        async with asyncio.timeout(DEADLINE):
+            while len(found := await self.worker.images()) != count:
+                await asyncio.sleep(0.05)
+        return found
+
+    async def log(self, job_id: str) -> list[str]:
+        """The job's lines; before the worker's own stands `> `."""
+        records = await stored(self.worker, job_id)
+        check_numbers(records)
+        return [("> " if r["stream"] == "worker" else "") + r["text"] for r in records]
+
+    async def rests(self, images: int) -> None:
+        """No container, so many images, and nothing that a resync would do about anything."""
+        await self.worker.nothing_left()
+        await self.has_images(images)
+        status, report = await self.worker.call("POST", "/resync")
+        assert status == 200, report
+        assert {name for name, found in report.items() if found} <= {"seconds"}, report
+        await self.has_images(images)
+
+    async def clear(self) -> None:
+        """Whatever a test left, the next one begins with nothing."""
+        self.between.before.clear()
+        self.between.after.clear()
+        self.between.refusals.clear()
+        if self.worker.process is None:
+            await self.worker.start()
+        _, page = await self.worker.call("GET", "/jobs?limit=500")
+        for job in page["items"]:
+            if job["status"] not in TERMINAL:
+                await self.cancel(job["id"])
+        await self.worker.nothing_left()
+        await self.worker.call("POST", "/environments/prune")
+        await self.has_images(0)
 
 
-async def submit(worker: Worker, *setup: str, run: str = "echo tested", **spec: Any) -> str:
-    return await worker.submit(run, setup=list(setup), **spec)
+@pytest_asyncio.fixture(loop_scope="module", scope="module")
+async def workshop(tmp_path_factory: pytest.TempPathFactory, image: str) -> AsyncIterator[Lab]:
+    """The worker of all tests here, behind a proxy; starts cost more than most of them do."""
+    with tempfile.TemporaryDirectory(prefix="ciw-") as name:
+        folder = Path(name)
+        (folder / "secret").write_text(MOUNTED)
+        counters = Counters(folder)
+        async with proxy() as between:
+            settings = {
+                "default_image": image,
+                "docker_host": between.url,
+                "job_mounts": counters.mount,
+                **SETTINGS,
+            }
+            worker = Worker(tmp_path_factory.mktemp("environments") / "worker", settings)
+            async with running(worker):
+                yield Lab(worker, between, counters, folder)
+                assert "Traceback" not in worker.log.read_text()
+        counters.close()
 
 
-async def environments(worker: Worker) -> list[dict[str, Any]]:
-    status, found = await worker.call("GET", "/environments")
-    assert status == 200, found
-    items: list[dict[str, Any]] = found["items"]
-    return items
-
-
-async def only(worker: Worker) -> dict[str, Any]:
-    """The one environment that the worker knows."""
-    (found,) = await environments(worker)
-    return found
-
-
-async def setup_container(worker: Worker) -> str:
-    """The name of the one setup's container, once it is up."""
-    async with asyncio.timeout(DEADLINE):
-        while True:
-            listed = await docker(
-                "ps", "--filter", f"label=ciworker.instance={worker.instance}",
-                "--filter", "label=ciworker.kind=setup", "--format", "{{.Names}}",
-            )  # fmt: skip
-            if names := listed.decode().split():
-                assert len(names) == 1
-                return names[0]
-
-
-async def end_setup(container: str) -> None:
-    """End a setup that ends in WAIT."""
-    await docker("exec", container, "touch", "/workspace/go")
-
-
-async def texts(worker: Worker, job_id: str) -> list[str]:
-    """The job's log, each line with the worker's own marked."""
-    records = await stored(worker, job_id)
-    check_numbers(records)
-    return [("> " if r["stream"] == "worker" else "") + r["text"] for r in records]
+@pytest_asyncio.fixture(loop_scope="module")
+async def lab(workshop: Lab) -> AsyncIterator[Lab]:
+    made = workshop.another()
+    yield made
+    await made.clear()
 
 
 def group(key: str, setup: Sequence[str], said: Sequence[str], why: str = FIRST) -> list[str]:
-    """What a job that waited for its setup shows of it; only the last command says anything."""
+    """What a job shows of the setup that it waited for; `said`: by the last command."""
     headline = f"> ::group::Set up the environment {key[:12]} ({why})"
     return [headline, *(f"$ {step}" for step in setup), *said, "> ::endgroup::"]
 
 
-async def at_rest(worker: Worker, images: int) -> None:
-    """No container, so many images, and nothing that a resync would do about them."""
-    await worker.nothing_left()
-    async with asyncio.timeout(DEADLINE):
-        while len(await worker.images()) != images:
-            await asyncio.sleep(0.05)
-    status, report = await worker.call("POST", "/resync")
-    assert status == 200
-    changes = {name: done for name, done in report.items() if done and name != "seconds"}
-    assert changes == {}, changes
-    assert len(await worker.images()) == images
+async def end_setup(container: str) -> None:
+    """End the WAIT of a setup."""
+    await docker("exec", container, "touch", "/workspace/go")
 
 
-# -- one build per key -----------------------------------------------------------------------------
+# -- one build per key
 
 
-async def test_ten_jobs_at_once_share_one_build_and_each_shows_all_of_its_lines(
-    small: NewWorker, counters: Counters
-) -> None:
-    worker = await small(max_jobs="4")
-    setup = (TOLD.format("build"), NUMBERED)
-    jobs = await asyncio.gather(*(submit(worker, *setup) for _ in range(10)))
-    ended = await asyncio.gather(*map(worker.wait, jobs))
+async def test_ten_jobs_at_once_share_one_build_and_each_shows_all_of_its_lines(lab: Lab) -> None:
+    setup = (lab.tell, PRINT)
+    jobs = await asyncio.gather(*(lab.submit(*setup) for _ in range(10)))
+    ended = await asyncio.gather(*map(lab.worker.wait, jobs))
     assert [job["reason"] for job in ended] == ["passed"] * 10
-    assert counters.seen == {"build": 1}
-    environment = await only(worker)
+    assert lab.builds == 1
+    environment = await lab.environment()
     assert (environment["status"], environment["builds"]) == ("ready", 1)
     assert (environment["hits"], environment["misses"]) == (0, 10)
     for job in jobs:
-        assert await texts(worker, job) == [*group(environment["key"], setup, NUMBERS), "tested"]
-    await at_rest(worker, images=1)
+        assert await lab.log(job) == [*group(environment["key"], setup, PRINTED), "tested"]
+    await lab.rests(images=1)
 
 
-async def test_two_new_keys_at_once_are_built_once_each(
-    small: NewWorker, counters: Counters
-) -> None:
-    worker = await small(max_jobs="4")
-    setups = [TOLD.format("one"), TOLD.format("two")]
-    jobs = [await submit(worker, setup) for setup in setups * 3]
-    assert {(await worker.wait(job))["reason"] for job in jobs} == {"passed"}
-    assert counters.seen == {"one": 1, "two": 1}
-    assert [e["builds"] for e in await environments(worker)] == [1, 1]
-    await at_rest(worker, images=2)
+async def test_two_new_keys_at_once_are_built_once_each(lab: Lab) -> None:
+    setups = [(lab.tell, "echo one"), (lab.tell, "echo two")]
+    jobs = [await lab.submit(*setup) for setup in setups * 3]
+    assert {(await lab.worker.wait(job))["reason"] for job in jobs} == {"passed"}
+    assert lab.builds == 2
+    assert [found["builds"] for found in await lab.environments()] == [1, 1]
+    await lab.rests(images=2)
 
 
-async def test_the_next_job_starts_in_what_is_there_and_shows_no_setup(
-    small: NewWorker, counters: Counters
-) -> None:
-    worker = await small()
-    setup = (TOLD.format("build"), "echo tea > /opt/tea")
-    await worker.wait(await submit(worker, *setup))
-    again = await submit(worker, *setup, run="cat /opt/tea")
-    assert (await worker.wait(again))["reason"] == "passed"
-    assert await texts(worker, again) == ["tea"]
-    assert counters.seen == {"build": 1}
-    environment = await only(worker)
+async def test_the_next_job_starts_in_what_is_there_and_shows_no_setup(lab: Lab) -> None:
+    setup = (lab.tell, "echo tea > /opt/tea")
+    await lab.passed(*setup)
+    again = await lab.passed(*setup, run="cat /opt/tea")
+    assert await lab.log(again) == ["tea"]
+    assert lab.builds == 1
+    environment = await lab.environment()
     assert (environment["hits"], environment["misses"]) == (1, 1)
 
 
-async def test_a_job_that_waits_holds_no_slot(small: NewWorker) -> None:
-    worker = await small(max_jobs="1")
-    waiting = await submit(worker, WAIT)
-    container = await setup_container(worker)
-    assert (await worker.run("echo overtaken"))["reason"] == "passed"
-    assert (await worker.job(waiting))["status"] == "queued"
+async def test_jobs_that_wait_hold_no_slot(lab: Lab) -> None:
+    waiting = [await lab.submit(lab.tell, WAIT) for _ in range(3)]
+    container = await lab.setup()
+    assert (await lab.worker.run("echo overtaken"))["reason"] == "passed"
+    assert {(await lab.worker.job(job))["status"] for job in waiting} == {"queued"}
     await end_setup(container)
-    assert (await worker.wait(waiting))["reason"] == "passed"
+    assert {(await lab.worker.wait(job))["reason"] for job in waiting} == {"passed"}
 
 
-# -- a worker that is killed -----------------------------------------------------------------------
+# -- a worker that is killed
 
 
-@contextlib.asynccontextmanager
-async def killed_and_started(worker: Worker, between: Proxy) -> AsyncIterator[None]:
-    """Within the block the worker is down, and what was held for it is never carried out."""
-    await worker.kill()
-    between.before.clear()
-    between.after.clear()
-    yield
-    await worker.start()
-
-
-async def check_one_build(worker: Worker, counters: Counters, job_id: str, *setup: str) -> None:
-    """However it came about: one build, one image, all lines once, in order, in one group."""
-    job = await worker.wait(job_id, within=30)
+async def check_one_build(lab: Lab, job_id: str, *setup: str) -> None:
+    """However it came about: one build, one image, each line once, in order, in one group."""
+    job = await lab.worker.wait(job_id)
     assert job["reason"] == "passed", job
     told_end_once(job)
-    assert counters.seen == {"build": 1}
-    environment = await only(worker)
+    assert lab.builds == 1
+    environment = await lab.environment()
     assert (environment["status"], environment["builds"]) == ("ready", 1)
-    assert await texts(worker, job_id) == [*group(environment["key"], setup, NUMBERS), "tested"]
-    await at_rest(worker, images=1)
+    assert await lab.log(job_id) == [*group(environment["key"], setup, PRINTED), "tested"]
+    await lab.rests(images=1)
 
 
-@pytest.mark.parametrize(
-    ("route", "when"),
-    [
-        pytest.param("POST /containers/create", "before", id="before it is created"),
-        pytest.param("POST /containers/create", "after", id="created"),
-        pytest.param("POST /containers/{id}/start", "before", id="before it is started"),
-        pytest.param("POST /containers/{id}/start", "after", id="started"),
-        pytest.param("POST /commit", "before", id="before the commit"),
-        pytest.param("POST /commit", "after", id="committed, not told"),
-        pytest.param("DELETE /containers/{id}", "before", id="before its container goes"),
-    ],
-)
+CALLS = [
+    pytest.param("POST /containers/create", "before", id="nothing"),
+    pytest.param("POST /containers/create", "after", id="created"),
+    pytest.param("POST /containers/{id}/start", "before", id="to be started"),
+    pytest.param("POST /containers/{id}/start", "after", id="started"),
+    pytest.param(COMMIT, "before", id="to be committed"),
+    pytest.param(COMMIT, "after", id="committed"),
+    pytest.param("DELETE /containers/{id}", "before", id="ready"),
+]
+
+
+async def check_killed_at(lab: Lab, route: str, when: str, pause: float = 0.0) -> None:
+    setup = (lab.tell, PRINT)
+    held = hold(getattr(lab.between, when), route)
+    job = await lab.submit(*setup)
+    await asyncio.wait_for(held.wait(), DEADLINE)
+    await asyncio.sleep(pause)
+    await lab.kill()
+    await lab.worker.start()
+    await check_one_build(lab, job, *setup)
+
+
+@pytest.mark.parametrize(("route", "when"), CALLS)
 async def test_a_worker_killed_around_a_call_of_a_build_goes_on_with_it(
-    small: NewWorker, counters: Counters, route: str, when: str
+    lab: Lab, route: str, when: str
 ) -> None:
-    setup = (TOLD.format("build"), NUMBERED)
-    async with proxied(small) as (worker, between):
-        held = hold(getattr(between, when), route)
-        job = await submit(worker, *setup)
-        await asyncio.wait_for(held.wait(), 30)
-        async with killed_and_started(worker, between):
-            pass
-        await check_one_build(worker, counters, job, *setup)
-
-
-async def test_a_worker_killed_between_the_image_and_its_row_takes_the_image(
-    small: NewWorker, counters: Counters
-) -> None:
-    setup = (TOLD.format("build"), NUMBERED)
-    async with proxied(small) as (worker, between):
-        told = asyncio.Event()
-
-        async def hold_looks() -> None:
-            hold(between.before, "GET /images/json")
-            told.set()
-
-        between.after["POST /commit"] = hold_looks
-        job = await submit(worker, *setup)
-        await asyncio.wait_for(told.wait(), 30)
-        async with killed_and_started(worker, between):
-            assert len(await worker.images()) == 1
-        assert between.counts["POST /commit"] == 1
-        await check_one_build(worker, counters, job, *setup)
-        assert between.counts["POST /commit"] == 1
-
-
-@pytest.mark.parametrize("lines", [1, LINES // 2])
-async def test_a_worker_killed_while_a_setup_prints_shows_each_line_once(
-    small: NewWorker, counters: Counters, lines: int
-) -> None:
-    setup = (TOLD.format("build"), NUMBERED)
-    worker = await small()
-    job = await submit(worker, *setup)
-    await worker.wait_for_text(job, b"line %d\n" % lines)
-    await worker.kill()
-    await worker.start()
-    await check_one_build(worker, counters, job, *setup)
-
-
-async def test_a_setup_that_ends_while_the_worker_is_down_is_kept(
-    small: NewWorker, counters: Counters
-) -> None:
-    setup = (TOLD.format("build"), f"{WAIT}; {NUMBERED}")
-    worker = await small()
-    job = await submit(worker, *setup)
-    container = await setup_container(worker)
-    await worker.wait_for_text(job, WAIT.encode())
-    await worker.kill()
-    await end_setup(container)
-    assert await docker("wait", container) == b"0\n"
-    await worker.start()
-    await check_one_build(worker, counters, job, *setup)
-
-
-async def test_a_worker_killed_in_a_long_commit_leaves_one_image(small: NewWorker) -> None:
-    """The engine goes on with a commit whose client is gone."""
-    async with proxied(small, setup_memory="1g") as (worker, between):
-        asked = asyncio.Event()
-
-        async def ask() -> None:
-            asked.set()
-
-        between.before["POST /commit"] = ask
-        job = await submit(worker, "head -c 300000000 /dev/urandom > /opt/large")
-        await asyncio.wait_for(asked.wait(), 30)
-        await asyncio.sleep(0.2)
-        assert await worker.images() == []
-        async with killed_and_started(worker, between):
-            pass
-        assert (await worker.wait(job))["reason"] == "passed"
-        await at_rest(worker, images=1)
+    await check_killed_at(lab, route, when)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(3))
-async def test_however_often_the_worker_is_killed_each_key_is_built_once(
-    small: NewWorker, counters: Counters, seed: int
+@pytest.mark.parametrize(("route", "when"), CALLS)
+async def test_it_does_so_whatever_else_was_done_meanwhile(lab: Lab, route: str, when: str) -> None:
+    for pause in (0.01, 0.05, 0.2, 0.8):
+        await check_killed_at(lab.another(), route, when, pause)
+        await lab.clear()
+
+
+async def test_a_worker_killed_between_an_image_and_its_row_takes_that_image(lab: Lab) -> None:
+    setup, told = (lab.tell, PRINT), asyncio.Event()
+
+    async def hold_looks() -> None:
+        hold(lab.between.before, "GET /images/json")
+        told.set()
+
+    commits = lab.between.counts[COMMIT]
+    lab.between.after[COMMIT] = hold_looks
+    job = await lab.submit(*setup)
+    await asyncio.wait_for(told.wait(), DEADLINE)
+    await lab.kill()
+    await lab.has_images(1)
+    await lab.worker.start()
+    await check_one_build(lab, job, *setup)
+    assert lab.between.counts[COMMIT] == commits + 1
+
+
+@pytest.mark.parametrize("dead_ones_first", [True, False])
+async def test_a_commit_that_outlives_its_worker_leaves_one_image(
+    lab: Lab, dead_ones_first: bool
 ) -> None:
-    worker = await small(max_jobs="3", start_attempts="20", transfer_timeout="10s")
-    setups = [(TOLD.format(f"build{n}"), NUMBERED) for n in range(4)]
-    jobs = {await submit(worker, *setups[n % 4], project=f"p{n % 4}"): n % 4 for n in range(8)}
-    moments, kills = random.Random(seed), 0
-    while kills < 40:
-        await asyncio.sleep(moments.uniform(0.0, 0.6))
-        await worker.kill()
-        kills += 1
-        await worker.start()
-        _, page = await worker.call("GET", "/jobs")
-        if all(job["status"] in TERMINAL for job in page["items"]):
-            break
-    assert kills >= 3
-    for job_id, n in jobs.items():
-        job = await worker.wait(job_id)
+    """The engine goes on with a commit whose client is gone, before or after the next one's."""
+    turns, asked = [asyncio.Event(), asyncio.Event()], [asyncio.Event(), asyncio.Event()]
+    numbers = iter(range(2))
+
+    async def wait_for_turn() -> None:
+        number = next(numbers)
+        asked[number].set()
+        await turns[number].wait()
+
+    setup = (lab.tell, PRINT)
+    lab.between.before[COMMIT] = wait_for_turn
+    job = await lab.submit(*setup)
+    await asyncio.wait_for(asked[0].wait(), DEADLINE)
+    await lab.worker.kill()
+    await lab.worker.start()
+    await asyncio.wait_for(asked[1].wait(), DEADLINE)
+    kept = hold(lab.between.before, "DELETE /containers/{id}")
+    first, second = turns if dead_ones_first else reversed(turns)
+    first.set()
+    await lab.has_images(1)
+    second.set()
+    if not dead_ones_first:
+        await asyncio.wait_for(kept.wait(), DEADLINE)
+        await lab.has_images(2)
+    await lab.kill()
+    await lab.worker.start()
+    await check_one_build(lab, job, *setup)
+    assert await lab.log(await lab.passed(*setup)) == ["tested"]
+
+
+@pytest.mark.parametrize("line", [1, LINES // 2])
+async def test_a_worker_killed_while_a_setup_prints_shows_each_line_once(
+    lab: Lab, line: int
+) -> None:
+    setup = (lab.tell, PRINT)
+    job = await lab.submit(*setup)
+    await lab.worker.wait_for_text(job, b"line %d\n" % line)
+    await lab.kill()
+    await lab.worker.start()
+    await check_one_build(lab, job, *setup)
+
+
+async def test_a_setup_that_ends_while_the_worker_is_down_is_kept(lab: Lab) -> None:
+    setup = (lab.tell, f"{WAIT}; {PRINT}")
+    job = await lab.submit(*setup)
+    container = await lab.setup()
+    await lab.worker.wait_for_text(job, WAIT.encode())
+    await lab.kill()
+    await end_setup(container)
+    assert await docker("wait", container) == b"0\n"
+    await lab.worker.start()
+    await check_one_build(lab, job, *setup)
+
+
+async def test_jobs_that_wait_over_a_restart_get_each_line_once(lab: Lab) -> None:
+    setup = (lab.tell, PRINT)
+    jobs = [await lab.submit(*setup) for _ in range(10)]
+    await asyncio.gather(*(lab.worker.wait_for_text(job, b"line 9\n") for job in jobs))
+    await lab.kill()
+    await lab.worker.start()
+    for job in jobs:
+        await lab.worker.wait(job)
+    key = (await lab.environment())["key"]
+    for job in jobs:
+        assert await lab.log(job) == [*group(key, setup, PRINTED), "tested"]
+    assert lab.builds == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(4))
+async def test_however_often_the_worker_is_killed_each_key_is_built_once(
+    lab: Lab, seed: int
+) -> None:
+    lab.worker.set(start_attempts="50")
+    labs = [lab.another() for _ in range(4)]
+    jobs = {await one.submit(one.tell, PRINT, PRINT): one for one in [*labs, *labs]}
+    moments = random.Random(seed)
+    for _ in range(KILLS):
+        await asyncio.sleep(moments.uniform(0.0, 2.0))  # of which a part is its start
+        await lab.kill()
+        await lab.worker.spawn()
+    await lab.worker.ready()
+    for job_id, one in jobs.items():
+        job = await lab.worker.wait(job_id)
         assert job["reason"] == "passed", job
         told_end_once(job)
-        (key,) = [e["key"] for e in await environments(worker) if e["project"] == f"p{n}"]
-        assert await texts(worker, job_id) == [*group(key, setups[n], NUMBERS), "tested"]
-    assert counters.seen == {f"build{n}": 1 for n in range(4)}
-    await at_rest(worker, images=4)
+        environment = await one.environment()
+        said = [*PRINTED, f"$ {PRINT}", *PRINTED]
+        setup = group(environment["key"], (one.tell, PRINT), said)
+        assert await lab.log(job_id) == [*setup, "tested"]
+        assert (one.builds, environment["builds"]) == (1, 1)
+    await lab.rests(images=4)
+    lab.worker.set(start_attempts=SETTINGS["start_attempts"])
 
 
-async def test_jobs_that_wait_over_a_restart_get_each_line_once(
-    small: NewWorker, counters: Counters
-) -> None:
-    worker = await small(max_jobs="4")
-    setup = (TOLD.format("build"), NUMBERED)
-    jobs = [await submit(worker, *setup) for _ in range(10)]
-    await asyncio.gather(*(worker.wait_for_text(job, b"line 9\n") for job in jobs))
-    await worker.kill()
-    await worker.start()
-    for job in jobs:
-        await worker.wait(job)
-    key = (await only(worker))["key"]
-    for job in jobs:
-        assert await texts(worker, job) == [*group(key, setup, NUMBERS), "tested"]
-    assert counters.seen == {"build": 1}
+# -- built anew
 
 
-# -- cancelled -------------------------------------------------------------------------------------
+async def test_a_rebuild_does_not_take_up_with_a_build_that_began_before_it(lab: Lab) -> None:
+    setup = (lab.tell, WAIT)
+    early = await lab.submit(*setup)
+    first = await lab.setup()
+    late = await lab.submit(*setup, cache="rebuild")
+    await end_setup(first)
+    assert (await lab.worker.wait(early))["reason"] == "passed"
+    await lab.worker.wait_for_text(late, b"::group::")
+    await end_setup(await lab.setup())
+    assert (await lab.worker.wait(late))["reason"] == "passed"
+    assert lab.builds == 2
+    key = (await lab.environment())["key"]
+    assert await lab.log(early) == [*group(key, setup, []), "tested"]
+    assert await lab.log(late) == [*group(key, setup, [], AGAIN), "tested"]
+    await lab.rests(images=1)
 
 
-async def cancel(worker: Worker, job_id: str) -> None:
-    status, problem = await worker.call("POST", f"/jobs/{job_id}/cancel")
-    assert status == 202, problem
+async def test_a_rebuild_that_fails_leaves_what_was_there(lab: Lab) -> None:
+    needed = lab.folder / lab.word
+    needed.touch()
+    setup = (lab.tell, f"test -e /counter/{lab.word}")
+    await lab.passed(*setup)
+    before = await lab.worker.images()
+    needed.unlink()
+    job = await lab.worker.wait(await lab.submit(*setup, cache="rebuild"))
+    assert (job["reason"], job["exit_code"]) == ("setup_failed", 1)
+    assert await lab.log(await lab.passed(*setup)) == ["tested"]
+    assert (lab.builds, (await lab.environment())["status"]) == (2, "ready")
+    await lab.rests(images=1)
+    assert await lab.worker.images() == before
 
 
-async def test_a_cancelled_job_leaves_the_others_their_build(
-    small: NewWorker, counters: Counters
-) -> None:
-    worker = await small()
-    setup = (TOLD.format("build"), f"{WAIT}; {NUMBERED}")
-    gone, *others = [await submit(worker, *setup) for _ in range(3)]
-    container = await setup_container(worker)
-    await worker.wait_for_text(gone, WAIT.encode())
-    await cancel(worker, gone)
-    job = await worker.wait(gone)
+async def test_an_image_that_a_rebuild_replaced_goes_once_no_job_runs_in_it(lab: Lab) -> None:
+    runs = await lab.submit(lab.tell, run=WAIT)
+    await lab.worker.wait(runs, "running")
+    (old,) = await lab.worker.images()
+    await lab.passed(lab.tell, cache="rebuild")
+    assert old in await lab.has_images(2)
+    await let_go(lab.worker, runs)
+    assert (await lab.worker.wait(runs))["reason"] == "passed"
+    await lab.worker.nothing_left()
+    assert (await lab.worker.call("POST", "/resync"))[0] == 200
+    assert old not in await lab.has_images(1)
+    await lab.rests(images=1)
+
+
+# -- cancelled
+
+
+async def test_a_cancelled_job_leaves_the_others_their_build(lab: Lab) -> None:
+    setup = (lab.tell, f"{WAIT}; {PRINT}")
+    gone, *others = [await lab.submit(*setup) for _ in range(3)]
+    container = await lab.setup()
+    await lab.worker.wait_for_text(gone, WAIT.encode())
+    await lab.cancel(gone)
+    job = await lab.worker.wait(gone)
     assert (job["reason"], job["started_at"]) == ("cancelled", None)
-    assert "before it began" in job["message"]
+    assert job["message"] == "cancelled by first admin before it began"
     await end_setup(container)
-    assert {(await worker.wait(other))["reason"] for other in others} == {"passed"}
-    assert counters.seen == {"build": 1}
-    told = await texts(worker, gone)
-    assert told == group((await only(worker))["key"], setup, [])[: len(told)]
+    assert {(await lab.worker.wait(other))["reason"] for other in others} == {"passed"}
+    assert lab.builds == 1
+    told = await lab.log(gone)
+    assert told == group((await lab.environment())["key"], setup, [])[: len(told)]
 
 
-async def test_when_all_who_wait_are_cancelled_so_is_the_build(small: NewWorker) -> None:
-    worker = await small(stop_grace="1s")
-    jobs = [await submit(worker, "sleep 600") for _ in range(10)]
-    await setup_container(worker)
+@pytest.mark.parametrize("restarted", [False, True])
+async def test_when_all_who_wait_are_cancelled_so_is_the_build(lab: Lab, restarted: bool) -> None:
+    jobs = [await lab.submit(lab.tell, "sleep 600") for _ in range(10)]
+    await lab.setup()
+    await asyncio.gather(*map(lab.cancel, jobs))
+    if restarted:
+        await lab.kill()
+        await lab.worker.start()
     for job in jobs:
-        await cancel(worker, job)
-    for job in jobs:
-        assert (await worker.wait(job))["reason"] == "cancelled"
-    await at_rest(worker, images=0)
-    environment = await only(worker)
+        assert (await lab.worker.wait(job))["reason"] == "cancelled"
+    await lab.rests(images=0)
+    environment = await lab.environment()
     assert environment["status"] == "absent"
     assert environment["message"] == "no job waited for it any more"
 
 
-async def test_the_cancel_of_all_over_a_restart_cancels_the_build(small: NewWorker) -> None:
-    worker = await small(stop_grace="1s")
-    jobs = [await submit(worker, "sleep 600") for _ in range(3)]
-    await setup_container(worker)
-    for job in jobs:
-        await cancel(worker, job)
-    await worker.kill()
-    await worker.start()
-    for job in jobs:
-        assert (await worker.wait(job))["reason"] == "cancelled"
-    await at_rest(worker, images=0)
+# -- what a setup sees, may do, and leaves
 
 
-# -- what a setup sees, may do and leaves ----------------------------------------------------------
-
-
-async def test_a_setup_sees_its_inputs_alone_and_its_job_can_only_read_what_it_left(
-    small: NewWorker,
-) -> None:
-    worker = await small()
+async def test_a_setup_sees_its_inputs_alone_and_its_job_only_reads_what_it_left(lab: Lab) -> None:
     look = (
         "find / -xdev -name private.txt; ls -A; cat private.txt 2>/dev/null || echo unread; "
         "cat /workspace/src/deps.txt > /opt/deps; chmod 666 /opt/deps"
     )
     write = "id -u; cat /opt/deps private.txt; (echo more >> /opt/deps) 2>/dev/null || echo refused"
-    job = await worker.submit(
-        write,
-        {"deps.txt": "tea\n", "private.txt": "private\n"},
-        **{"setup": [look], "setup-inputs": ["deps.txt"]},
-    )
-    assert (await worker.wait(job))["reason"] == "passed"
-    key = (await only(worker))["key"]
-    setup = group(key, [look], ["deps.txt", "unread"])
-    assert await texts(worker, job) == [*setup, "1000", "tea", "private", "refused"]
+    files = {"deps.txt": "tea\n", "private.txt": "private\n"}
+    job = await lab.passed(look, run=write, files=files, **{"setup-inputs": ["deps.txt"]})
+    shown = group((await lab.environment())["key"], [look], ["deps.txt", "unread"])
+    assert await lab.log(job) == [*shown, "1000", "tea", "private", "refused"]
 
 
 PROBE = """
-import ctypes, os, socket, subprocess
-def tried(what, *words):
-    done = subprocess.run(words, capture_output=True)
-    print(what, "done" if done.returncode == 0 else "refused", flush=True)
+import os, socket, subprocess
+
+def tell(what, worked):
+    print(what, "done" if worked else "refused", flush=True)
+
+def tried(*words):
+    tell(words[0], subprocess.run(words, capture_output=True).returncode == 0)
+
 def opened(what, kind, protocol):
     try:
         socket.socket(socket.AF_INET, kind, protocol).close()
-        print(what, "done", flush=True)
+        tell(what, True)
     except PermissionError:
-        print(what, "refused", flush=True)
-print("uid", os.getuid(), flush=True)
-tried("write", "touch", "/usr/lib/made")
-tried("chown", "chown", "1000:1000", "/usr/lib/made")
-tried("mount", "mount", "-t", "tmpfs", "none", "/mnt")
-tried("bind", "mount", "--bind", "/etc", "/mnt")
-tried("device", "mknod", "/opt/device", "b", "8", "0")
-tried("clock", "date", "-s", "2001-01-01")
-tried("namespace", "unshare", "--mount", "true")
+        tell(what, False)
+
+def memory():
+    try:
+        with open("/proc/kcore", "rb") as file:
+            return file.read(4096)
+    except OSError:  # refused, or this kernel has none
+        return b""
+
+tell("root", os.getuid() == 0)
+tried("touch", "/usr/lib/made")
+tried("chown", "1000:1000", "/usr/lib/made")
+tried("mount", "-t", "tmpfs", "none", "/mnt")
+tried("mount", "--bind", "/etc", "/mnt")
+tried("mknod", "/opt/device", "b", "8", "0")
+tried("unshare", "--mount", "true")
 opened("datagrams", socket.SOCK_DGRAM, 0)
 opened("raw", socket.SOCK_RAW, socket.IPPROTO_ICMP)
-try:
-    with open("/proc/kcore", "rb") as memory:
-        print("kcore", len(memory.read(4096)), flush=True)
-except OSError:
-    print("kcore", 0, flush=True)
+tell("kcore", memory())
 """
 
 
-async def test_a_setup_is_root_over_its_own_files_and_nothing_else(small: NewWorker) -> None:
-    worker = await small()
-    job = await worker.submit(
-        "true",
-        {"probe.py": PROBE},
-        **{"setup": ["python3 probe.py"], "setup-inputs": ["probe.py"]},
-    )
-    assert (await worker.wait(job))["reason"] == "passed"
+async def test_a_setup_is_root_over_its_own_files_and_nothing_else(lab: Lab) -> None:
+    setup, inputs = "python3 probe.py", {"setup-inputs": ["probe.py"]}
+    job = await lab.passed(setup, run="true", files={"probe.py": PROBE}, **inputs)
     found = [
-        "uid 0", "write done", "chown done", "mount refused", "bind refused", "device refused",
-        "clock refused", "namespace refused", "datagrams done", "raw refused", "kcore 0",
+        "root done", "touch done", "chown done", "mount refused", "mount refused", "mknod refused",
+        "unshare refused", "datagrams done", "raw refused", "kcore refused",
     ]  # fmt: skip
-    assert await texts(worker, job) == group(
-        (await only(worker))["key"], ["python3 probe.py"], found
-    )
+    assert await lab.log(job) == group((await lab.environment())["key"], [setup], found)
 
 
-async def everything_of(image: str, folder: Path) -> bytes:
-    """All that an image is: its history, its configuration, and each of its own files."""
-    saved = folder / "image.tar"
-    await docker("save", "--output", str(saved), image)
+async def everything_of(image: str) -> bytes:
+    """All that an image adds to its base: history, configuration, the contents of its files."""
     told = await docker("history", "--no-trunc", image) + await docker("inspect", image)
-    base = json.loads(await docker("inspect", "--format", "{{json .RootFS.Layers}}", image))
-    assert len(base) >= 2
-    with tarfile.open(saved) as tar:
-        members = [m for m in tar.getmembers() if m.isfile() and m.size < 2**26]
-        parts = [tar.extractfile(member) for member in members]
-        return told + b"".join(_plain(part.read()) for part in parts if part is not None)
+    return told + await asyncio.to_thread(_saved, image)
 
 
-def _plain(data: bytes) -> bytes:
-    """Newer engines save layers compressed."""
-    return zlib.decompress(data, wbits=31) if data[:2] == b"\x1f\x8b" else data
+def _saved(image: str) -> bytes:
+    found = b""
+    with (
+        subprocess.Popen(["docker", "save", image], stdout=subprocess.PIPE) as process,
+        tarfile.open(fileobj=process.stdout, mode="r|") as tar,
+    ):
+        for member in tar:
+            if member.size < LARGE and (file := tar.extractfile(member)):
+                data = file.read()
+                found += zlib.decompress(data, 31) if data[:2] == b"\x1f\x8b" else data
+    return found
 
 
-async def test_no_secret_of_a_job_or_of_the_operator_is_in_an_image(
-    new_worker: WorkerFactory, tmp_path: Path
-) -> None:
-    secrets = {name: f"{name}-{os.urandom(12).hex()}" for name in ("job", "operator", "mounted")}
-    mounted, shared = tmp_path / "saved", tmp_path / "mounted"
-    mounted.mkdir()
-    shared.mkdir()
-    shared.chmod(0o755)
-    (shared / "file").write_text(secrets["mounted"])
-    worker = new_worker(
-        **SMALL,
-        job_env=json.dumps({"INDEX_PASSWORD": secrets["operator"]}),
-        job_mounts=json.dumps([f"{shared}:/etc/mounted:ro"]),
-    )
-    await worker.start()
+async def test_no_secret_of_a_job_or_of_the_operator_is_in_an_image(lab: Lab) -> None:
+    secret = f"jobs-{os.urandom(12).hex()}"
     setup = (
-        'echo "${TOKEN-none}" > /opt/token',
-        'printf %s "$INDEX_PASSWORD" | wc -c; wc -c < /etc/mounted/file; echo kept-in-it > /opt/kept',
+        'echo "${TOKEN-none}" > /opt/token; echo kept > /opt/kept-$(cat /opt/token)',
+        'printf %s "$INDEX_PASSWORD" | wc -c; wc -c < /counter/secret',
     )
-    show = (
-        'cat /opt/token; echo "$TOKEN"; cat /etc/mounted/file; find / -xdev -name file 2>/dev/null'
-    )
-    job = await submit(worker, *setup, run=show, env={"TOKEN": secrets["job"]})
-    assert (await worker.wait(job))["reason"] == "passed"
-    sizes = [str(len(secrets["operator"])), str(len(secrets["mounted"]))]
-    said = (await texts(worker, job))[3:]
-    assert said[:2] == sizes
-    assert said[3:] == ["none", secrets["job"], secrets["mounted"]]
-    (image,) = await worker.images()
-    held = await everything_of(image, mounted)
-    assert b"kept-in-it" in held
-    for name, secret in secrets.items():
-        assert secret.encode() not in held, name
-    assert (worker.data_dir / "spool").exists()
+    show = 'cat /opt/token; echo "$TOKEN"; cat /counter/secret'
+    job = await lab.passed(*setup, run=show, env={"TOKEN": secret})
+    sizes = [str(len(OPERATORS)), str(len(MOUNTED))]
+    shown = group((await lab.environment())["key"], setup, sizes)
+    assert await lab.log(job) == [*shown, "none", secret, MOUNTED]
+    (image,) = await lab.worker.images()
+    held = await everything_of(image)
+    assert b"opt/kept-none" in held
+    assert b"/opt/token" not in held  # nor what ran
+    assert [s for s in (secret, OPERATORS, MOUNTED) if s.encode() in held] == []
 
 
-# -- bad input -------------------------------------------------------------------------------------
+# -- bad input
 
 
-async def fail_together(worker: Worker, *setup: str, jobs: int = 3) -> dict[str, Any]:
-    """Jobs that wait for one failing setup: all are told the same; one of them."""
-    submitted = [await submit(worker, *setup) for _ in range(jobs)]
-    ended = [await worker.wait(job) for job in submitted]
+async def fail_together(lab: Lab, *jobs: str) -> dict[str, Any]:
+    """Jobs that waited for one failing setup: all are told the same; one of them."""
+    ended = [await lab.worker.wait(job) for job in jobs]
     for job in ended:
         assert (job["status"], job["reason"], job["success"]) == ("failed", "setup_failed", None)
-        told_end_once(job)
         assert (job["attempt"], job["started_at"], job["log_incomplete"]) == (0, None, False)
+        told_end_once(job)
     assert len({(job["message"], job["exit_code"]) for job in ended}) == 1
-    logs = [await texts(worker, job) for job in submitted]
+    logs = [await lab.log(job) for job in jobs]
     assert all(log == logs[0] for log in logs)
     assert logs[0][-1] == "> ::endgroup::"
-    await at_rest(worker, images=0)
-    assert (await only(worker))["status"] == "failed"
+    await lab.rests(images=0)
+    assert (await lab.environment())["status"] == "failed"
     return ended[0]
 
 
 async def test_a_setup_that_fails_is_told_with_its_exit_code_last_lines_and_command(
-    small: NewWorker, counters: Counters
+    lab: Lab,
 ) -> None:
-    worker = await small()
-    failing = f"{TOLD.format('build')}; {WAIT}; echo no matching kettle >&2; exit 7"
-    jobs = [await submit(worker, "echo first", failing, "echo never") for _ in range(3)]
-    await end_setup(await setup_container(worker))
-    for job_id in jobs:
-        job = await worker.wait(job_id)
-        assert (job["reason"], job["exit_code"]) == ("setup_failed", 7)
-        assert job["message"].startswith("its setup failed: exit code 7: ")
-        assert "no matching kettle" in job["message"]
-        assert f"exit code 7 of: {failing}" in job["message"]
-        assert "$ echo never" not in await texts(worker, job_id)
-    assert counters.seen == {"build": 1}
-    await at_rest(worker, images=0)
+    failing = f"{lab.tell}; {WAIT}; echo no matching kettle >&2; exit 7"
+    jobs = [await lab.submit("echo first", failing, "echo never") for _ in range(3)]
+    await end_setup(await lab.setup())
+    job = await fail_together(lab, *jobs)
+    assert job["exit_code"] == 7
+    assert job["message"].startswith("its setup failed: exit code 7: ")
+    assert "no matching kettle" in job["message"]
+    assert job["message"].endswith(f"the setup ends here: exit code 7 of: {failing}")
+    assert "$ echo never" not in await lab.log(job["id"])
+    assert lab.builds == 1
 
 
-async def test_a_submit_after_a_failure_builds_again(small: NewWorker, counters: Counters) -> None:
-    worker = await small()
-    failing = (TOLD.format("build"), "exit 7")
-    await fail_together(worker, *failing, jobs=1)
-    again = await fail_together(worker, *failing, jobs=1)
-    assert counters.seen == {"build": 2}
-    headline = (await texts(worker, again["id"]))[0]
-    assert headline.endswith("(the one of before failed, was removed or is to be built anew)")
+async def test_a_submit_after_a_failure_builds_again(lab: Lab) -> None:
+    failing = (lab.tell, "exit 7")
+    await fail_together(lab, await lab.submit(*failing))
+    assert lab.builds == 1
+    again = await lab.submit(*failing)
+    await fail_together(lab, again)
+    assert lab.builds == 2
+    assert (await lab.log(again))[0].endswith(f"({AGAIN})")
 
 
-async def test_a_setup_that_hangs_is_stopped_and_told_so(small: NewWorker) -> None:
-    worker = await small(setup_timeout="2s", stop_grace="1s")
-    job = await fail_together(worker, "echo boiling; sleep 600")
-    assert job["message"].startswith(
-        "its setup failed: still running after setup_timeout, 2 s: stopped: "
-    )
-    assert "boiling" in job["message"]
+async def test_a_setup_that_hangs_is_stopped_and_told_so(image: str, tmp_path: Path) -> None:
+    settings = {**SETTINGS, "default_image": image, "setup_timeout": "2s"}
+    async with running(Worker(tmp_path / "worker", settings)) as worker:
+        jobs = [await worker.submit("true", setup=["echo boiling; sleep 600"]) for _ in range(2)]
+        for job in [await worker.wait(job) for job in jobs]:
+            assert job["reason"] == "setup_failed"
+            assert job["message"].startswith(
+                "its setup failed: still running after setup_timeout, 2 s: stopped: "
+            )
+            assert job["message"].endswith("boiling")
+        await worker.nothing_left()
+        assert await worker.images() == []
 
 
-async def test_an_index_that_cannot_be_reached_is_told_in_its_words_within_bounds(
-    small: NewWorker,
-) -> None:
-    unreachable = {"PIP_INDEX_URL": "http://127.0.0.1:9/simple"}
-    worker = await small(job_env=json.dumps(unreachable))
-    job_id = await worker.submit("true", {"requirements.txt": "six==1.17.0\n"})
-    job = await worker.wait(job_id, within=45)
-    assert (job["reason"], job["exit_code"]) == ("setup_failed", 1)
+async def test_an_index_that_cannot_be_reached_is_told_in_its_words(lab: Lab) -> None:
+    files = {"requirements.txt": f"{lab.word}==1.0\n"}
+    job_id = await lab.worker.submit("true", files, project=lab.word)
+    job = await fail_together(lab, job_id)
+    assert job["exit_code"] == 1
     assert "No matching distribution found" in job["message"]
-    assert "Connection refused" in "\n".join(await texts(worker, job_id))
+    assert "Connection refused" in "\n".join(await lab.log(job_id))
 
 
-async def test_a_listed_input_that_is_missing_is_refused_and_leaves_nothing(
-    small: NewWorker,
-) -> None:
-    worker = await small()
-    status, problem = await worker.call("GET", "/environments")
-    status, problem = await worker.post(b"", {"setup": ["true"], "setup-inputs": ["gone.txt"]})
-    assert status == 422, problem
-    assert await environments(worker) == []
+async def test_a_listed_input_that_is_missing_is_refused_and_leaves_nothing(lab: Lab) -> None:
+    before = spooled(lab.worker)
+    spec = {"project": lab.word, "setup": [lab.tell], "setup-inputs": ["gone.txt"]}
+    status, problem = await lab.worker.post(tree({"x": "x"}), spec)
+    assert status == 422
+    assert "setup-inputs names 'gone.txt', which is not in the tree" in problem["detail"]
+    assert (await lab.environments(), spooled(lab.worker), lab.builds) == ([], before, 0)
 
 
 @contextlib.asynccontextmanager
-async def tag_of_ours(image: str) -> AsyncIterator[str]:
-    """A name that tests may move from image to image."""
-    name = f"ciworker-test-{os.urandom(6).hex()}:1"
-    await docker("tag", image, name)
-    made = {name}
+async def moved_tag(image: str) -> AsyncIterator[None]:
+    """MOVED is the image in the block; afterwards it is gone, with what it named later."""
+    await docker("tag", image, MOVED)
     try:
-        yield name
+        yield
     finally:
-        await docker("rmi", "-f", *made, check=False)
+        await docker("rmi", "-f", MOVED)
 
 
-async def move_tag(name: str, image: str) -> str:
-    """Give the name to another image; its id."""
+async def move_tag(image: str) -> str:
+    """Give MOVED to another image; its id."""
     container = (await docker("create", image, "true")).decode().strip()
     try:
-        label = f"LABEL moved={os.urandom(6).hex()}"
-        return (await docker("commit", "--change", label, container, name)).decode().strip()
+        return (await docker("commit", container, MOVED)).decode().strip()
     finally:
         await docker("rm", container)
 
 
 async def test_a_base_image_that_changed_under_its_tag_makes_a_new_environment(
-    small: NewWorker, counters: Counters, image: str
+    lab: Lab, image: str
 ) -> None:
-    async with tag_of_ours(image) as name:
-        worker = await small(allowed_images=json.dumps([name]))
-        setup = (TOLD.format("build"), "echo tea")
-        await worker.wait(await submit(worker, *setup, image=name))
-        before = await only(worker)
-        other = await move_tag(name, image)
-        job = await submit(worker, *setup, image=name)
-        assert (await worker.wait(job))["reason"] == "passed"
-        after, old = await environments(worker)
-        assert old["key"] == before["key"] != after["key"]
-        assert after["image_id"] == other
-        why = f"{name} is another image than before: {other}"
-        assert await texts(worker, job) == [*group(after["key"], setup, ["tea"], why), "tested"]
-        assert counters.seen == {"build": 2}
-        await worker.destroy()
+    setup = (lab.tell, "echo tea")
+    async with moved_tag(image):
+        await lab.passed(*setup, image=MOVED)
+        before = await lab.environment()
+        other = await move_tag(image)
+        job = await lab.passed(*setup, image=MOVED)
+        after, old = await lab.environments()
+        assert (old["key"], after["image_id"]) == (before["key"], other)
+        why = f"{MOVED} is another image than before: {other}"
+        assert await lab.log(job) == [*group(after["key"], setup, ["tea"], why), "tested"]
+        assert lab.builds == 2
+        await lab.rests(images=2)
+        await lab.clear()  # first what stands on it
 
 
-@pytest.mark.parametrize("times", [1, 2])
-async def test_an_image_that_finds_no_room_is_tried_again_then_told_in_words(
-    small: NewWorker, counters: Counters, times: int
-) -> None:
-    async with proxied(small, start_attempts="2") as (worker, between):
-        between.refusals["POST /commit"] = [NO_SPACE] * times
-        jobs = [await submit(worker, TOLD.format("build")) for _ in range(2)]
-        ended = [await worker.wait(job) for job in jobs]
-        assert between.counts["POST /commit"] == 2
-        assert counters.seen == {"build": 1}
-        if times == 1:
-            assert [job["reason"] for job in ended] == ["passed"] * 2
-        else:
-            assert [job["reason"] for job in ended] == ["setup_failed"] * 2
-            assert {job["message"] for job in ended} == {
-                f"its setup failed: the environment could not be stored: {NO_SPACE}: make room on "
-                "Docker's disk, or lower environments_size"
-            }
-        await at_rest(worker, images=2 - times)
+async def test_an_image_that_finds_no_room_once_is_stored_at_the_next_try(lab: Lab) -> None:
+    lab.between.refusals[COMMIT] = [NO_SPACE]
+    await lab.passed(lab.tell)
+    assert (lab.between.refusals[COMMIT], lab.builds) == ([], 1)
+    await lab.rests(images=1)
 
 
-# -- the commands ----------------------------------------------------------------------------------
+async def test_an_image_that_finds_no_room_fails_its_jobs_with_what_mends_it(lab: Lab) -> None:
+    lab.between.refusals[COMMIT] = [NO_SPACE] * 10
+    job = await fail_together(lab, await lab.submit(lab.tell), await lab.submit(lab.tell))
+    assert job["message"] == (
+        f"its setup failed: the environment could not be stored: {NO_SPACE}: make room on "
+        "Docker's disk, or lower environments_size"
+    )
+    assert (len(lab.between.refusals.pop(COMMIT)), lab.builds) == (7, 1)
+    await lab.passed(lab.tell)
+    assert lab.builds == 2
 
 
-def project(folder: Path, *setup: str) -> Path:
-    """A folder to submit."""
-    folder.mkdir()
-    file = f'run = "echo tested"\nproject = "tea"\nsetup = {json.dumps(setup)}\n'
-    (folder / ".ciworker.toml").write_text(file)
-    return folder
+# -- the commands
 
 
 async def client(worker: Worker, folder: Path, *words: str) -> str:
-    """`ciclient submit`: what it printed of the job."""
+    """`ciclient submit`: what it printed of the job, which passed."""
     code, out, err = await command(
         "ciclient", "submit", str(folder), *words, env=worker.client_environment
     )
@@ -683,130 +748,122 @@ async def client(worker: Worker, folder: Path, *words: str) -> str:
 
 
 async def operator(worker: Worker, *words: str) -> tuple[int, str, str]:
+    """`ciworker …`: exit code, stdout, stderr."""
     code, out, err = await command("ciworker", *words, env=worker.environment)
     return code, out.decode(), err.decode()
 
 
 async def test_the_client_has_an_environment_rebuilt_or_made_for_its_job_alone(
-    small: NewWorker, counters: Counters, tmp_path: Path
+    lab: Lab, tmp_path: Path
 ) -> None:
-    worker = await small()
-    folder = project(tmp_path / "tea", TOLD.format("build"))
-    first = await client(worker, folder)
-    assert "Set up the environment" in first
-    assert "Set up the environment" not in await client(worker, folder)
-    assert counters.seen == {"build": 1}
-    before = await only(worker)
-    (old,) = await worker.images()
+    file = f'run = "echo tested"\nproject = "{lab.word}"\nsetup = ["{lab.tell}"]\n'
+    (tmp_path / ".ciworker.toml").write_text(file)
+    await lab.passed(lab.tell)
+    key, (old,) = (await lab.environment())["key"], await lab.worker.images()
 
-    rebuilt = await client(worker, folder, "--rebuild")
-    assert "the one of before failed, was removed or is to be built anew" in rebuilt
-    assert counters.seen == {"build": 2}
-    await at_rest(worker, images=1)
-    assert await worker.images() != [old]
-    assert (await only(worker))["key"] == before["key"]
+    assert AGAIN in await client(lab.worker, tmp_path, "--rebuild")
+    await lab.rests(images=1)
+    assert await lab.worker.images() != [old]
+    assert ((await lab.environment())["key"], lab.builds) == (key, 2)
 
-    alone = await client(worker, folder, "--no-cache")
+    alone = await client(lab.worker, tmp_path, "--no-cache")
     assert "this job asked for one of its own" in alone
-    assert counters.seen == {"build": 3}
-    await at_rest(worker, images=1)
-    assert (await only(worker))["key"] == before["key"]
-    await client(worker, folder)
-    assert counters.seen == {"build": 3}
+    async with asyncio.timeout(15):  # at once, not at a later try
+        await lab.rests(images=1)
+    assert ((await lab.environment())["key"], lab.builds) == (key, 3)
+
+    assert "Set up" not in await client(lab.worker, tmp_path)
+    assert lab.builds == 3
 
 
-async def test_the_operator_lists_and_removes_environments(
-    small: NewWorker, tmp_path: Path
-) -> None:
-    worker = await small()
-    await client(worker, project(tmp_path / "one", "head -c 3000000 /dev/zero > /opt/one"))
-    await client(worker, project(tmp_path / "two", "echo two > /opt/two"))
-    await client(worker, tmp_path / "two")
-    two, one = await environments(worker)
+async def test_the_operator_lists_removes_and_prunes_environments(lab: Lab) -> None:
+    await lab.passed("head -c 3000000 /dev/zero > /opt/one")
+    job = await lab.submit("echo two > /opt/two", run=WAIT)
+    await lab.worker.wait(job, "running")
+    two, one = await lab.environments()
 
-    code, out, err = await operator(worker, "env", "list")
-    assert code == 0
-    assert err.startswith("2 environments, 2.")
-    assert "hits: 1, misses: 2, set up in " in err
-    first, second = out.splitlines()
-    assert re.match(rf"{two['key'][:12]}  ready  .* 1 hits  last used 20.* tea  echo two", first)
-    assert re.match(rf"{one['key'][:12]}  ready  +2\.9 MiB  .* 0 hits .* tea  head -c", second)
-    code, out, _ = await operator(worker, "env", "list", "--json")
-    listed = json.loads(out)
-    assert [item["key"] for item in listed["items"]] == [two["key"], one["key"]]
-    assert listed["hits"] == 1
-
-    for unknown in ("abcdef123456", one["key"][:5]):
-        code, out, err = await operator(worker, "env", "remove", unknown)
-        assert (code, out) == (2, "")
-        assert err.startswith(f"ciworker: no environment's key begins with {unknown!r}: give at")
-
-    code, out, err = await operator(worker, "env", "remove", one["key"][:8])
-    assert (code, out, err) == (0, f"removed {one['key'][:12]}\n", "")
-    await at_rest(worker, images=1)
-    code, out, err = await operator(worker, "env", "prune")
-    assert (code, out) == (0, f"removed {two['key'][:12]}\n")
-    assert err == "1 environments removed\n"
-    await at_rest(worker, images=0)
-    assert [e["message"] for e in await environments(worker)] == ["removed by first admin"] * 2
-
-
-async def test_an_environment_in_use_is_neither_removed_nor_pruned(small: NewWorker) -> None:
-    worker = await small()
-    job = await submit(worker, "echo tea", run="sleep 600")
-    await worker.wait(job, "running")
-    key = (await only(worker))["key"]
-    code, out, err = await operator(worker, "env", "list")
-    assert f"{key[:12]}  in use" in out
-    code, out, err = await operator(worker, "env", "remove", key[:12])
-    assert (code, out) == (2, "")
-    assert err == (
-        f"ciworker: environment {key[:12]} is in use: remove it once its jobs have ended\n"
+    code, out, err = await operator(lab.worker, "env", "list")
+    used, unused = [line for line in out.splitlines() if lab.word in line]
+    assert re.fullmatch(
+        rf"{one['key'][:12]}  ready +2\.9 MiB +0 hits  last used 2.*  {lab.word}  head -c .*",
+        unused,
     )
-    code, out, err = await operator(worker, "env", "prune")
-    assert (code, out, err) == (0, "", "0 environments removed\n")
-    assert len(await worker.images()) == 1
-    await cancel(worker, job)
-    await worker.wait(job)
-    assert (await operator(worker, "env", "remove", key))[0] == 0
-    await at_rest(worker, images=0)
+    assert re.fullmatch(rf"{two['key'][:12]}  in use  .*  {lab.word}  echo two > /opt/two", used)
+    assert (code, len(err.splitlines())) == (0, 1)
+    assert re.search(r"\d+ environments, 2\.9 MiB; hits: \d+, misses: \d+, set up in [\d.]+ s", err)
+    code, out, err = await operator(lab.worker, "env", "list", "--json")
+    assert (code, err) == (0, "")
+    assert [item for item in json.loads(out)["items"] if item["project"] == lab.word] == [two, one]
+
+    assert await operator(lab.worker, "env", "remove", "abcdef123456") == (
+        2,
+        "",
+        "ciworker: no environment's key begins with 'abcdef123456': give at least 6 characters of "
+        "one that `ciworker env list` shows\n",
+    )
+    refusal = f"environment {two['key'][:12]} is in use: remove it once its jobs have ended"
+    removed = await operator(lab.worker, "env", "remove", two["key"][:12])
+    assert removed == (2, "", f"ciworker: {refusal}\n")
+    removed = await operator(lab.worker, "env", "remove", one["key"][:8])
+    assert removed == (0, f"removed {one['key'][:12]}\n", "")
+    await lab.has_images(1)
+    assert await operator(lab.worker, "env", "prune") == (0, "", "0 environments removed\n")
+    await lab.has_images(1)
+    await lab.cancel(job)
+    await lab.worker.nothing_left()
+    pruned = await operator(lab.worker, "env", "prune")
+    assert pruned == (0, f"removed {two['key'][:12]}\n", "1 environments removed\n")
+    await lab.rests(images=0)
+    assert {found["message"] for found in await lab.environments()} == {"removed by first admin"}
 
 
-# -- an image that somebody else removed -----------------------------------------------------------
+# -- an image that somebody else removed
 
 
-async def test_an_image_removed_by_hand_is_built_again_for_the_next_job(
-    small: NewWorker, counters: Counters
-) -> None:
-    worker = await small()
-    setup = (TOLD.format("build"), "echo tea")
-    await worker.wait(await submit(worker, *setup))
-    await worker.nothing_left()
-    key = (await only(worker))["key"]
+async def test_an_image_removed_by_hand_is_built_again_for_the_next_job(lab: Lab) -> None:
+    setup = (lab.tell, "echo tea")
+    await lab.passed(*setup)
+    await lab.worker.nothing_left()
+    key = (await lab.environment())["key"]
     await docker("rmi", f"ciworker-env:{key}")
-    job = await submit(worker, *setup)
-    assert (await worker.wait(job))["reason"] == "passed"
-    assert counters.seen == {"build": 2}
-    why = "the one of before failed, was removed or is to be built anew"
-    assert await texts(worker, job) == [*group(key, setup, ["tea"], why), "tested"]
-    await at_rest(worker, images=1)
+    job = await lab.passed(*setup)
+    assert lab.builds == 2
+    assert await lab.log(job) == [*group(key, setup, ["tea"], AGAIN), "tested"]
+    await lab.rests(images=1)
 
 
-async def test_a_resync_finds_an_image_removed_by_hand_and_counts_a_repair(
-    small: NewWorker,
-) -> None:
-    worker = await small(resync_interval="10m")
-    await worker.wait(await submit(worker, "echo tea"))
-    await worker.nothing_left()
-    key = (await only(worker))["key"]
+async def test_a_job_in_the_queue_whose_image_is_removed_waits_for_another(lab: Lab) -> None:
+    setup = (lab.tell, "echo tea")
+    await lab.passed(*setup)
+    busy = [await lab.worker.submit(WAIT) for _ in range(int(SETTINGS["max_jobs"]))]
+    for job in busy:
+        await lab.worker.wait(job, "running")
+    queued = await lab.submit(*setup)
+    async with asyncio.timeout(DEADLINE):
+        while (await lab.environment())["hits"] == 0:
+            await asyncio.sleep(0.02)
+    key = (await lab.environment())["key"]
     await docker("rmi", f"ciworker-env:{key}")
-    await asyncio.sleep(2.2)  # an image has no event: a repair is what is older than one may take
-    assert await operator(worker, "resync") == (
+    for job in busy:
+        await let_go(lab.worker, job)
+    assert (await lab.worker.wait(queued))["reason"] == "passed"
+    assert await lab.log(queued) == [*group(key, setup, ["tea"], AGAIN), "tested"]
+    assert lab.builds == 2
+    await lab.rests(images=1)
+
+
+async def test_a_resync_finds_an_image_removed_by_hand_and_counts_a_repair(lab: Lab) -> None:
+    await lab.passed(lab.tell)
+    await lab.worker.nothing_left()
+    key = (await lab.environment())["key"]
+    await docker("rmi", f"ciworker-env:{key}")
+    await asyncio.sleep(2.2)  # a repair is what is older than an event may take
+    assert await operator(lab.worker, "resync") == (
         0,
         f"[resync] removed: ciworker-env:{key[:12]}\n[resync] unchanged: 0, repairs: 1\n",
         "",
     )
-    environment = await only(worker)
+    environment = await lab.environment()
     assert environment["status"] == "absent"
     assert environment["message"] == "its image was removed, by someone other than ciworker"
-    await at_rest(worker, images=0)
+    await lab.rests(images=0)

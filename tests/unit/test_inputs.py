@@ -7,7 +7,7 @@ import resource
 import subprocess
 import tarfile
 import tracemalloc
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
@@ -19,13 +19,20 @@ from ciworker.domain.jobfile import Wanted
 from ciworker.domain.patterns import parse_pattern
 from ciworker.errors import Invalid
 from ciworker.source.archive import Limits, SpoolCorrupt, Workspace
-from ciworker.source.inputs import MAX_INPUTS, MAX_PASSES, with_setup, write_inputs
+from ciworker.source.inputs import (
+    MAX_INPUTS,
+    MAX_NAMES,
+    MAX_PASSES,
+    with_setup,
+    write_inputs,
+)
 from ciworker.source.intake import Intake
 from ciworker.source.spool import END_OF_ARCHIVE, clean_tar
 
 LIMITS = Limits(max_packed=128 << 20, max_unpacked=128 << 20, max_members=5000)
 SPEC = Spec("image", "run", 60.0, 1 << 30, 1.0, False, "project")
 SETUP = ("install",)
+SAY = "say setup and setup-inputs in the job file, the latter with no more files than it needs"
 
 
 @dataclass(frozen=True)
@@ -63,13 +70,15 @@ class Stored:
         return str(caught.value)
 
 
-def store(folder: Path, tree: Tree, name: str = "spool") -> Stored:
+def store(
+    folder: Path, tree: Tree, name: str = "spool", executable: Collection[str] = ()
+) -> Stored:
     """Take a tree in, as an upload is."""
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w") as tar:
         for path, node in tree.items():
             info = tarfile.TarInfo(path)
-            info.mode = 0o755 if path.endswith(".sh") else 0o644
+            info.mode = 0o755 if path in executable else 0o644
             if isinstance(node, bytes):
                 info.size = len(node)
                 tar.addfile(info, io.BytesIO(node))
@@ -175,7 +184,7 @@ def test_includes_without_an_end_are_refused(tmp_path: Path) -> None:
     tree[f"{MAX_PASSES - 1}/a.txt"] = f"-r ../{MAX_PASSES}/a.txt\n".encode()
     tree[f"{MAX_PASSES}/a.txt"] = b""
     refused = store(tmp_path, {**root, **tree}, "deeper").refusal()
-    assert refused.endswith("more than 8 times: name its files in setup-inputs")
+    assert refused.endswith(f"more than 8 times: {SAY}")
 
 
 def test_large_and_many_files_are_digested_all_the_same(tmp_path: Path) -> None:
@@ -192,9 +201,57 @@ def test_more_inputs_than_a_spec_can_hold_are_refused(tmp_path: Path) -> None:
     tree: dict[str, bytes] = {f"requirements{n}.txt": b"" for n in range(MAX_INPUTS)}
     assert len(store(tmp_path, tree).inputs()) == MAX_INPUTS
     tree["requirements.txt"] = b""
-    sentence = "the setup would read over 1,000 files: name those it needs in setup-inputs"
+    sentence = f"the setup would read over 1,000 files: {SAY}"
     stored = store(tmp_path, tree, "more")
     assert (stored.refusal(), stored.refusal(["*"])) == (sentence, sentence)
+
+
+def test_longer_names_than_a_spec_can_hold_are_refused(tmp_path: Path) -> None:
+    fits = MAX_NAMES // MAX_INPUTS
+    names = [f"{n:03}/{'é' * 120}/" for n in range(MAX_INPUTS)]
+    tree = {name + "f" * (fits - len(name.encode())): b"" for name in names}
+    assert len(store(tmp_path, tree).inputs(["**"])) == MAX_INPUTS
+
+    longer = {f"{name}f": b"" for name in tree}
+    assert store(tmp_path, longer, "longer").refusal(["**"]) == (
+        f"what the setup would read has names of over 256.0 KiB in all: {SAY}"
+    )
+
+
+def test_what_symlinks_lead_to_counts_as_names_do(tmp_path: Path) -> None:
+    target = "./" * 2000 + "a"
+    fit = MAX_NAMES // (len("l00") + len(target))
+    links: Tree = {f"l{n:02}": Symlink(target) for n in range(fit + 1)}
+    stored = store(tmp_path, {"a": b"", **links})
+    assert len(stored.inputs(["a", *sorted(links)[:fit]])) == 1 + fit
+    assert "names of over 256.0 KiB" in stored.refusal(["*"])
+
+
+@pytest.mark.parametrize(
+    ("words", "bound"),
+    [
+        ([f"package-{n}" for n in range(3000)], "32768 bytes and hold no NUL"),
+        (["'" * 6100], "102400 bytes when a shell quotes it"),
+    ],
+)
+def test_a_default_setup_is_bounded_as_a_named_one_is(
+    tmp_path: Path, words: list[str], bound: str
+) -> None:
+    requires = "".join(f"\n    {word}" for word in words)
+    cfg = f"[metadata]\nname = demo\n[options]\ninstall_requires = {requires}\n"
+    stored = store(tmp_path, {"setup.cfg": cfg.encode()})
+    with pytest.raises(Invalid) as caught:
+        stored.setup(setup=None)
+    assert str(caught.value) == (
+        f"the setup that follows from the tree's files has to be shorter than {bound}: {SAY}"
+    )
+    assert stored.inputs() == digests({"setup.cfg": cfg.encode()}, "setup.cfg")
+
+
+def test_no_default_setup_holds_what_no_shell_takes(tmp_path: Path) -> None:
+    pyproject = b'[build-system]\nrequires = ["a\\u0000b"]\n'
+    with pytest.raises(Invalid, match="hold no NUL: say setup"):
+        store(tmp_path, {"pyproject.toml": pyproject}).setup(setup=None)
 
 
 @pytest.mark.parametrize("data", [b"[[", b"[a\n\xff", b"=", b"[metadata]\na", b"\0"])
@@ -291,6 +348,46 @@ def test_a_name_that_is_no_text_cannot_be_an_input(tmp_path: Path) -> None:
     assert set(stored.inputs(["a"])) == {"a"}
 
 
+# --- what is executable ----------------------------------------------------------------------
+
+
+SCRIPTS: Tree = {"run.sh": b"#!", "deps/more.sh": b"#!", "again": Hardlink("run.sh")}
+
+
+@pytest.mark.parametrize("script", ["run.sh", "deps/more.sh"])
+def test_trees_that_differ_in_what_is_executable_differ_in_their_inputs(
+    tmp_path: Path, script: str
+) -> None:
+    plain = store(tmp_path, SCRIPTS, "plain").inputs(["**"])
+    executable = store(tmp_path, SCRIPTS, "executable", [script]).inputs(["**"])
+    assert plain == dict.fromkeys(SCRIPTS, digest(b"#!"))
+    changed = {script, "again"} if script == "run.sh" else {script}
+    assert {name for name in SCRIPTS if plain[name] != executable[name]} == changed
+    assert executable[script] == f"x {digest(b'#!')}"
+
+
+@pytest.mark.parametrize("name", ["requirements.txt", "pyproject.toml", ".ciworker.toml"])
+@pytest.mark.parametrize("pattern", ["name", "glob"])
+def test_what_is_digested_while_it_arrives_is_executable_for_no_setup(
+    tmp_path: Path, name: str, pattern: str
+) -> None:
+    """Else its mode, which is not digested, would tell on whose tree a setup is made from."""
+    tree: Tree = {name: b"", "deps/also": Hardlink(name)}
+    entries = [name, "deps"] if pattern == "name" else ["**"]
+    one = store(tmp_path, tree, "one")
+    other = store(tmp_path, tree, "other", [name])
+    assert one.inputs(entries) == other.inputs(entries) == dict.fromkeys(tree, digest(b""))
+    for stored in (one, other):
+        write_inputs(stored.spool, tree, tmp_path / f"{stored.spool.name}-inputs")
+    assert (tmp_path / "one-inputs").read_bytes() == (tmp_path / "other-inputs").read_bytes()
+
+
+def test_a_file_below_that_is_named_like_a_default_input_is_like_any_other(tmp_path: Path) -> None:
+    tree = {"requirements/run.txt": b"#!", "deps/requirements.txt": b"#!"}
+    found = store(tmp_path, tree, executable=tree).inputs(["**"])
+    assert found == dict.fromkeys(tree, f"x {digest(b'#!')}")
+
+
 # --- links -----------------------------------------------------------------------------------
 
 
@@ -329,7 +426,7 @@ def test_a_symlink_that_would_lead_to_nothing_is_refused_with_both_names(
     tree: Tree = {"deps/link": Symlink(target), "b/x": b"", "other": Symlink("b"), "c": b""}
     assert store(tmp_path, tree).refusal(["deps", "c"]) == (
         f"the setup reads 'deps/link', a symlink to {led_to!r}, which it does not read: "
-        "name both in setup-inputs, or neither"
+        "say setup, and in setup-inputs both or neither"
     )
 
 
@@ -389,7 +486,7 @@ def test_the_tree_holds_the_inputs_byte_for_byte_and_nothing_else(tmp_path: Path
     long = "d" * 120 + "/" + "f" * 200
     large = random.Random(3).randbytes(700_001)
     tree: Tree = {**NAMED, long: large, "naïve/ü.txt": b"", "link": Symlink("deps"), "not": b"no"}
-    stored = store(tmp_path, tree)
+    stored = store(tmp_path, tree, executable=["tools/build.sh"])
     names = stored.inputs(["deps", "tools", "d*/**", "naïve", "link", "a.txt"])
 
     length = write_inputs(stored.spool, names, tmp_path / "inputs")
