@@ -139,7 +139,8 @@ class Spec:
 
     timeout in seconds, memory in bytes, cpus in cores. setup: commands whose result is the
     environment that the job runs in; none: the image alone. setup_inputs: SHA-256 (hex) of the
-    files that they may read, by name in the tree. backend: installs the project before the run.
+    files that they may read, by name in the tree, with `x ` before it where one is executable.
+    backend: installs the project before the run.
     """
 
     image: str

@@ -12,7 +12,7 @@ MAX_PATTERN = 1000
 MAX_COMPONENTS = 32
 MAX_ANY_FOLDERS = 4
 MAX_WORK = 10_000_000
-"""What one search may take: comparisons of components, of which long ones count as several."""
+"""What one search may take, some seconds: comparisons of components; long ones count for more."""
 
 _ANY_FOLDERS = "**"
 _WILD = frozenset("*?[")
@@ -120,7 +120,7 @@ class Search:
         return all(part is None for part in glob[at:])
 
     def _fits(self, part: _Part, component: str) -> bool:
-        self._work += 1 + part.size * len(component) // 256  # as it was measured, within 2 times
+        self._work += 1 + part.size * len(component) // 256  # sets and wildcards cost the product
         return part.fits(component) is not None
 
 

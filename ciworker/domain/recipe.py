@@ -317,7 +317,7 @@ def _metadata(tree: ProjectFiles, extras: Sequence[str], groups: Sequence[str]) 
     if tree.asks_backend or not tree.is_dynamic:
         some = tree.is_dynamic or extras or groups or texts(tree.project.get("dependencies"))
         return ["-r", PYPROJECT, *_flags(extras, groups)] if some else []
-    optional = [word for extra in extras for word in tree.extra_words(extra)]
+    optional = tree.extra_words(*extras)
     return [*tree.listed, *optional, *_flags([], groups)]
 
 

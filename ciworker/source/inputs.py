@@ -51,7 +51,10 @@ _TOO_DEEP = (
 
 @dataclass(frozen=True, slots=True)
 class File:
-    """A file or link of a stored tree. target: a link's; of a hard link its name in the tree."""
+    """A file or link of a stored tree. target: a link's; of a hard link its name in the tree.
+
+    executable: for a setup.
+    """
 
     kind: Kind
     digest: str = ""
