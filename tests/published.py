@@ -157,6 +157,15 @@ def ended(words: Sequence[str], env: Mapping[str, str], cwd: Path | None = None)
     return Ended(done.returncode, done.stdout, done.stderr)
 
 
+def commit_all(tree: Path, tag: str) -> None:
+    """Make a git repository of a folder; all that is in it is committed, and tagged."""
+    identity = ["-c", "user.name=T", "-c", "user.email=t@localhost"]
+    kept = {name: v for name, v in os.environ.items() if not name.startswith("GIT_")}
+    for words in (["init"], ["add", "."], ["commit", "--message", "all"], ["tag", tag]):
+        done = ended(["git", *identity, *words], kept, tree)
+        assert done.code == 0, done.err
+
+
 def submitted(tree: Path, env: Mapping[str, str]) -> Ended:
     """What `ciclient submit` says of a tree, followed to the end of its job."""
     return ended([str(Path(sys.executable).parent / "ciclient"), "submit", str(tree)], env=env)

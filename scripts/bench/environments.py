@@ -1,8 +1,9 @@
 """How long a person waits for the tests of an edited tree, once its environment is ready.
 
-A project that none of us wrote is submitted without a job file, beside what others do: a container
-that installs and tests, as the usual CI has it, and pytest alone where all is installed. They take
-turns in each round, after an edit of a test file; a time is that of the whole process.
+A project that none of us wrote is submitted from its repository, without a job file, beside what
+others do: a container that installs and tests, as the usual CI has it, and pytest alone where all
+is installed. They take turns in each round, after an edit of a test file that nobody committed; a
+time is that of the whole process.
 """
 
 import argparse
@@ -21,7 +22,14 @@ from pathlib import Path
 from scripts.bench import interrupt
 from scripts.bench.latency import Samples, Target
 from tests.driver import Worker
-from tests.published import HISTOGRAMS, HOST_SETTINGS, NotInstalled, Outside, index_settings
+from tests.published import (
+    HISTOGRAMS,
+    HOST_SETTINGS,
+    NotInstalled,
+    Outside,
+    commit_all,
+    index_settings,
+)
 
 PROJECT = HISTOGRAMS
 EDITED = "tests/test_basic.py"
@@ -179,6 +187,7 @@ async def run(rounds: int, image: str) -> tuple[Samples, dict[str, object]]:
     with tempfile.TemporaryDirectory(prefix="ciworker-bench-") as name:
         folder = Path(name)
         tree, own_copy = PROJECT.unpacked(folder / "tree"), PROJECT.unpacked(folder / "own")
+        commit_all(tree, PROJECT.version)
         outside = Outside.prepared(folder / "venv", PROJECT, own_copy)
         worker = Worker(folder / "worker", {"default_image": image, **index_settings()})
         try:

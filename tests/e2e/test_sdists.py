@@ -20,10 +20,10 @@ from tests.published import (
     HOOKS,
     Outside,
     Published,
+    commit_all,
     index_settings,
     submitted,
 )
-from tests.unit.client.conftest import git
 
 pytestmark = [
     pytest.mark.slow,
@@ -59,8 +59,7 @@ async def test_a_tag_gives_the_version_though_the_repository_is_not_packed(
 ) -> None:
     tree = HOOKS.unpacked(tmp_path)
     (tree / "PKG-INFO").unlink()
-    for words in (["init", "-q"], ["add", "."], ["commit", "-qm", "all"], ["tag", "1.98.76"]):
-        git(tree, *words)
+    commit_all(tree, "1.98.76")
     job = submitted(tree, worker.client_environment)
     assert (job.code, reported_version(job.out)) == (0, "1.98.76"), job.out[-4000:] + job.err
 
