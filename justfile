@@ -20,6 +20,10 @@ serve:
 test *arguments:
     @scripts/test {{ arguments }}
 
+# the long loops of faults, which `just test` leaves out (about 4 minutes)
+chaos *arguments:
+    @scripts/test -m chaos {{ arguments }}
+
 # linters and types alone
 lint:
     @scripts/setup

@@ -6,13 +6,16 @@ import os
 import resource
 import signal
 import socket
-from collections.abc import AsyncIterator, Callable
+import sys
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import uvloop
 from aiohttp import web
 from ulid import ULID, ULIDGenerator
 
+from ciworker.cli.api import base_url
 from ciworker.control.clock import SystemClock
 from ciworker.control.controller import WORKERS, Controller
 from ciworker.control.environments import EnvironmentController
@@ -32,13 +35,16 @@ from ciworker.store.lock import StoreLock
 from ciworker.store.logs import LogReader, LogWriter
 from ciworker.store.meta import instance_id
 from ciworker.store.session import Database
-from ciworker.store.tokens import Role, Tokens
+from ciworker.store.sessions import Sessions
+from ciworker.store.tokens import Role, Token, Tokens
 from ciworker.telemetry import configure, logger
 from ciworker.web.access import allowed_hosts
 from ciworker.web.application import application
 from ciworker.web.context import Context
 from ciworker.web.models import ResyncReport
+from ciworker.web.sessions import Login, login_url
 
+CLOCK = SystemClock()
 IDLE_TIMEOUT = 60.0  # seconds a connection may take to bring a whole header, first or next
 SHUTDOWN_TIMEOUT = 1.0  # seconds for handlers to end, once their streams were told to
 FIRST_TOKEN = "first admin"  # noqa: S105 # its name
@@ -62,6 +68,74 @@ def serve(settings: Settings) -> None:
         uvloop.run(Worker(settings, listener).run())
 
 
+@dataclass(frozen=True, slots=True)
+class Store:
+    """The database's sides, and the feed of what is committed there."""
+
+    jobs: Jobs
+    environments: Environments
+    logs: LogReader
+    writer: LogWriter
+    feed: Feed
+    tokens: Tokens
+    sessions: Sessions
+
+
+def _store(database: Database) -> Store:
+    logs = LogReader(database)
+    feed = Feed(logs)
+    return Store(
+        jobs=Jobs(database, on_change=feed.job_changed),
+        environments=Environments(database),
+        logs=logs,
+        writer=LogWriter(database),
+        feed=feed,
+        tokens=Tokens(database),
+        sessions=Sessions(database),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Control:
+    """What brings about what is wanted, and what wakes it."""
+
+    controller: Controller
+    environments: EnvironmentController
+    resync: Resync
+    events: EventWatch
+
+
+def _control(parts: Parts) -> Control:
+    environments = EnvironmentController(parts)
+    controller = Controller(parts, environments)
+    resync = Resync(parts, controller, environments)
+    events = EventWatch(
+        parts.engine,
+        on_event=controller.on_event,
+        on_connected=resync.start_afresh,
+        on_restarted=controller.on_engine_restarted,
+    )
+    return Control(controller, environments, resync, events)
+
+
+def _services(parts: Parts, control: Control) -> Iterator[tuple[str, Coroutine[None, None, None]]]:
+    """What runs as long as the worker does, by name."""
+    yield "log writer", parts.writer.run()
+    yield "engine events", control.events.run()
+    yield "resync", control.resync.run_periodically()
+    for n in range(WORKERS):
+        yield f"worker {n}", control.controller.run_worker()
+
+
+async def _end(parts: Parts, services: Sequence[asyncio.Task[None]]) -> None:
+    """Once nobody is served any more: lines that were read are stored, the rest is let go."""
+    await parts.supervisor.cancel_all()
+    await parts.writer.drained(DRAIN_TIMEOUT)
+    parts.queue.close()
+    for task in services:
+        task.cancel()
+
+
 class Worker:
     """One running worker."""
 
@@ -82,79 +156,65 @@ class Worker:
             await database.close()
 
     async def _run(self, database: Database, engine: DockerEngine, instance: str) -> None:
-        settings, clock = self._settings, SystemClock()
-        logs, writer = LogReader(database), LogWriter(database)
-        feed = Feed(logs)
-        jobs, tokens = Jobs(database, on_change=feed.job_changed), Tokens(database)
-        await _first_token(settings, tokens, clock)
-        await _remove_unowned_spool_files(settings, jobs)
-        new_id = await _ids(jobs)
+        store = _store(database)
+        await store.sessions.remove_expired(CLOCK.now())
+        first = await _first_token(self._settings, store.tokens)
+        await _remove_unowned_spool_files(self._settings, store.jobs)
+        new_id = await _ids(store.jobs)
         async with asyncio.TaskGroup() as tasks:
             parts = Parts(
-                settings=settings,
+                settings=self._settings,
                 instance=instance,
-                clock=clock,
+                clock=CLOCK,
                 engine=engine,
-                jobs=jobs,
-                environments=Environments(database),
-                logs=logs,
-                writer=writer,
-                feed=feed,
+                jobs=store.jobs,
+                environments=store.environments,
+                logs=store.logs,
+                writer=store.writer,
+                feed=store.feed,
                 queue=WorkQueue(),
                 supervisor=Supervisor(tasks),
                 new_id=new_id,
             )
-            environments = EnvironmentController(parts)
-            controller = Controller(parts, environments)
-            resync = Resync(parts, controller, environments)
-            events = EventWatch(
-                engine,
-                on_event=controller.on_event,
-                on_connected=resync.start_afresh,
-                on_restarted=controller.on_engine_restarted,
-            )
-            context = Context(
-                settings=settings,
-                now=clock.now,
-                jobs=jobs,
-                environments=parts.environments,
-                logs=logs,
-                tokens=tokens,
-                feed=feed,
-                notify=controller.notify,
-                resync=lambda: _reported(resync),
-                remove_environment=environments.remove,
-                engine_ready=lambda: _check_engine(events),
-                store_ready=jobs.check,
-                new_id=new_id,
-            )
+            control = _control(parts)
             services = [
-                tasks.create_task(writer.run(), name="log writer"),
-                tasks.create_task(events.run(), name="engine events"),
-                tasks.create_task(resync.run_periodically(), name="resync"),
-                *(
-                    tasks.create_task(controller.run_worker(), name=f"worker {n}")
-                    for n in range(WORKERS)
-                ),
+                tasks.create_task(work, name=name) for name, work in _services(parts, control)
             ]
+            context = self._context(parts, store, control)
             async with self._serving(context):
+                if first is not None:
+                    _show_first_link(context, first)
                 await self._stop.wait()
-                controller.accepting = False
-            await parts.supervisor.cancel_all()
-            await writer.drained(DRAIN_TIMEOUT)
-            parts.queue.close()
-            for task in services:
-                task.cancel()
+                control.controller.accepting = False
+            await _end(parts, services)
+
+    def _context(self, parts: Parts, store: Store, control: Control) -> Context:
+        """What the handlers work with."""
+        return Context(
+            settings=parts.settings,
+            port=self._listener.getsockname()[1],
+            now=parts.clock.now,
+            jobs=store.jobs,
+            environments=store.environments,
+            logs=store.logs,
+            tokens=store.tokens,
+            sessions=store.sessions,
+            feed=store.feed,
+            notify=control.controller.notify,
+            resync=lambda: _reported(control.resync),
+            remove_environment=control.environments.remove,
+            engine_ready=lambda: _check_engine(control.events),
+            store_ready=store.jobs.check,
+            new_id=parts.new_id,
+        )
 
     @contextlib.asynccontextmanager
     async def _serving(self, context: Context) -> AsyncIterator[None]:
         """The port is open within the block; at its end the streams are closed, not awaited."""
-        port = self._listener.getsockname()[1]
-        app = application(context, allowed_hosts(self._settings, port))
+        app = application(context, allowed_hosts(self._settings, context.port))
 
         async def end_streams(_app: web.Application) -> None:
-            context.closing.fire()
-            context.feed.wake_all()
+            context.close()
 
         app.on_shutdown.append(end_streams)
         runner = web.AppRunner(
@@ -168,7 +228,7 @@ class Worker:
         self._handle_signals()
         try:
             await web.SockSite(runner, self._listener).start()
-            logger().info("listening", url=f"http://{self._settings.host}:{port}")
+            logger().info("listening", url=f"http://{self._settings.host}:{context.port}")
             yield
         finally:
             await runner.cleanup()
@@ -208,12 +268,12 @@ def _raise_file_limit() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-async def _first_token(settings: Settings, tokens: Tokens, clock: SystemClock) -> None:
+async def _first_token(settings: Settings, tokens: Tokens) -> Token | None:
     """At the first start: a token for whoever may read the data folder."""
-    made = any(token.name == FIRST_TOKEN for token in await tokens.list())
+    token = next((token for token in await tokens.list() if token.name == FIRST_TOKEN), None)
     temporary = settings.admin_token.with_suffix(".new")
-    if settings.admin_token.exists() or (made and not temporary.exists()):
-        return
+    if settings.admin_token.exists() or (token and not temporary.exists()):
+        return None
 
     def publish(text: str) -> None:
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
@@ -222,10 +282,22 @@ async def _first_token(settings: Settings, tokens: Tokens, clock: SystemClock) -
             file.flush()
             os.fsync(file.fileno())
 
-    if not made:  # else a crash came between the commit and the new name
-        await tokens.create(FIRST_TOKEN, Role.ADMIN, clock.now(), publish=publish)
+    if token is None:  # else a crash came between the commit and the new name
+        token, _ = await tokens.create(FIRST_TOKEN, Role.ADMIN, CLOCK.now(), publish=publish)
     temporary.rename(settings.admin_token)
     logger().info("first start: the admin token is stored", file=str(settings.admin_token))
+    return token
+
+
+def _show_first_link(context: Context, token: Token) -> None:
+    """The one link that may stand in the log: whoever started the worker has no other way in."""
+    code = context.codes.issue(Login(token, "/", None))
+    own = base_url(context.settings.model_copy(update={"port": context.port}))
+    url = login_url(context.settings, own, code)
+    if sys.stdout.isatty():
+        print(f"\nOpen this once, within 5 minutes:  {url}\n", flush=True)  # noqa: T201 # for a person
+    else:
+        logger().info("first start: open this once, within 5 minutes", url=url)
 
 
 async def _remove_unowned_spool_files(settings: Settings, jobs: Jobs) -> None:
@@ -242,11 +314,10 @@ async def _ids(jobs: Jobs) -> Callable[[], str]:
     """Makes ULIDs that only grow, also when the clock was set back since the last one."""
     newest = await jobs.newest_id()
     floor = ULID.from_str(newest).milliseconds + 1 if newest else 0
-    clock = SystemClock()
 
     def now() -> int:
         nonlocal floor
-        floor = max(floor, int(clock.now().timestamp() * 1000))
+        floor = max(floor, int(CLOCK.now().timestamp() * 1000))
         return floor
 
     generator = ULIDGenerator(clock=now)

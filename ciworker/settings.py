@@ -9,7 +9,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from platformdirs import user_data_path
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    HttpUrl,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -22,6 +30,7 @@ from ciworker.units import parse_duration, parse_size
 
 PREFIX = "CIWORKER_"
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
+_URL = TypeAdapter(HttpUrl)
 
 
 def _variables(value: dict[str, str]) -> dict[str, str]:
@@ -63,6 +72,23 @@ def _mount(value: str) -> str:
     return value
 
 
+def _origin(value: str | None) -> str | None:
+    """A web address without path, as browsers write an origin; an empty one is none."""
+    if not value:
+        return None
+    try:
+        url = _URL.validate_python(value)
+    except ValidationError:
+        raise _no_origin() from None
+    if url.path != "/" or {url.query, url.fragment, url.username, url.password} != {None}:
+        raise _no_origin()
+    return str(url).removesuffix("/")
+
+
+def _no_origin() -> ValueError:
+    return ValueError("has to be https://HOST[:PORT], such as https://ci.example.org")
+
+
 Duration = Annotated[float, BeforeValidator(parse_duration), Field(gt=0)]
 Size = Annotated[int, BeforeValidator(parse_size), Field(gt=0)]
 
@@ -83,7 +109,7 @@ class Settings(BaseSettings):
     data_dir: Path = Field(default_factory=lambda: user_data_path("ciworker"))
     host: str = "127.0.0.1"
     port: int = Field(8480, ge=0, le=65535)
-    public_url: str | None = None
+    public_url: Annotated[str | None, AfterValidator(_origin)] = None
     allowed_hosts: tuple[str, ...] = ()
     docker_host: str | None = None
     max_jobs: int = Field(default_factory=_cores, ge=1)

@@ -15,7 +15,7 @@ import typer
 
 from ciworker.cli import environments
 from ciworker.cli.api import Unreachable, call
-from ciworker.cli.tokens import RoleName, token_book
+from ciworker.cli.tokens import RoleName, login_link, token_book
 from ciworker.errors import CiworkerError
 from ciworker.settings import Settings, load
 
@@ -34,7 +34,9 @@ cli = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-token = typer.Typer(help="Make, list and revoke access tokens.", no_args_is_help=True)
+token = typer.Typer(
+    help="Make, list and revoke access tokens; make login links.", no_args_is_help=True
+)
 cli.add_typer(token, name="token")
 env = typer.Typer(
     help="List and remove environments: what setups left behind.", no_args_is_help=True
@@ -105,6 +107,13 @@ def token_revoke(
     with _explained():
         token_book(load(config)).revoke(token_id)
     typer.echo(f"revoked {token_id}", err=True)
+
+
+@token.command("link")
+def token_link(config: Config = None) -> None:
+    """Print a link that logs a browser in as admin: once, within 5 minutes."""
+    with _explained():
+        typer.echo(login_link(load(config)))
 
 
 @env.command("list")

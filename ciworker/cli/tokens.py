@@ -36,6 +36,15 @@ def token_book(settings: Settings) -> TokenBook:
         return ServedTokens(settings)
 
 
+def login_link(settings: Settings) -> str:
+    """A one-time link of the worker that runs; there is none without one, which keeps the codes.
+
+    Raises:
+        Unreachable: there is no worker.
+    """
+    return str(call(settings, "POST", "/login-codes", {})["url"])
+
+
 class ServedTokens:
     """Through the API of the worker that runs."""
 

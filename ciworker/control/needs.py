@@ -77,7 +77,8 @@ class Needs:
         assert environment is not None
         if watches(job, environment) and job.build != environment.build:
             await self.let_go(life)
-            await self._jobs.note_quietly(job.id, build=environment.build)
+            said = f"waits for its environment {environment.key[:SHOWN]}: setup {environment.build}"
+            await self._jobs.note(job.id, self._clock.now(), said, build=environment.build)
             return True
         if life.setup_task is not None and life.setup_task.done() and not _is_told(life):
             await self.let_go(life)  # it was cut off while the store was away

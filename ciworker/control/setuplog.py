@@ -3,20 +3,20 @@
 **The log is the queue** here too: the setup's own log is stored once, and each job that waits
 copies from it at its own pace, from line 1. Its chunks carry the setup's number as a negative
 attempt and say how far they go in the setup's log, so that after a restart of the worker it goes
-on at the exact line.
+on at the exact line. What the setup has printed without a newline is shown in them as well.
 """
 
 import asyncio
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import NamedTuple
 
 from ciworker.domain.job import Job
-from ciworker.domain.log import Chunk, Cursor, Position, Run, Stream
-from ciworker.feed.feed import Feed
+from ciworker.domain.log import Chunk, Cursor, Position, Run, Stream, Unfinished
+from ciworker.feed.feed import Feed, Topic
 from ciworker.store.logs import Batch, LogEnd, LogWriter
 
 MOST_BYTES = 2**20  # copied into each job's log before the rest waits for the setup's end
@@ -95,18 +95,7 @@ class SetupLog:
             await self._all_stored()
         setup = self._feed.topic(self._wait.setup)
         while self._stage != _Stage.CLOSED:
-            seen, ended = setup.changed.version, await self._ended_with()
-            if self._total_bytes - self._began_at > MOST_BYTES:
-                self._leave_out(ended)
-            full = self._total_bytes - self._began_at > MOST_BYTES and ended is None
-            if not full and (chunks := await self._feed.read(self._wait.setup, self._copied)):
-                for chunk in chunks:
-                    self._copied = chunk.last
-                    self._push(chunk)
-            elif ended is not None:
-                self._say("::endgroup::", _Stage.CLOSED)
-            else:
-                await setup.changed.wait(seen, LOOK_AROUND)
+            await self._step(setup)
             await self._all_stored()
         self.complete = True
         self._on_complete()
@@ -115,6 +104,7 @@ class SetupLog:
         """Let go of what the writer has not taken; return when it has stored what it took."""
         self._pending.clear()
         await self._all_stored()
+        self._show_unfinished({})
 
     # what the log writer calls
 
@@ -135,6 +125,29 @@ class SetupLog:
 
     # inside
 
+    async def _step(self, setup: Topic) -> None:
+        """Copy some lines, or say that these were all, or wait for more."""
+        seen, ended = setup.changed.version, await self._ended_with()
+        if self._is_full:
+            self._leave_out(ended)
+        waits = self._is_full and ended is None
+        chunks = [] if waits else await self._feed.read(self._wait.setup, self._copied)
+        for chunk in chunks:
+            self._copied = chunk.last
+            self._push(chunk)
+        if chunks:
+            return
+        if ended is not None:
+            self._show_unfinished({})
+            self._say("::endgroup::", _Stage.CLOSED)
+            return
+        self._show_unfinished({} if waits else setup.unfinished(self._copied))
+        await setup.changed.wait(seen, LOOK_AROUND)
+
+    @property
+    def _is_full(self) -> bool:
+        return self._total_bytes - self._began_at > MOST_BYTES
+
     async def _ended_with(self) -> int | None:
         """The number of the setup's last line; None while it may print more."""
         setup = await self._current(self._wait.setup)
@@ -149,6 +162,11 @@ class SetupLog:
             self._copied += left_out
             told = f"{left_out} lines are left out here: `ciclient logs {self._wait.setup}` has all"
             self._say(f"ciworker: {told}", self._stage)
+
+    def _show_unfinished(self, texts: Mapping[Stream, Unfinished] | None) -> None:
+        """Show it behind what is copied, all of which is stored; None: there are lines before."""
+        if texts is not None:
+            self._topic.show_unfinished(dict(texts), self._next_line - 1)
 
     async def _all_stored(self) -> None:
         while self._pending or self._in_flight:

@@ -5,6 +5,7 @@ after the other, and runs that say which of them came from which stream and when
 than PIECE bytes is kept in pieces, each numbered as a line of its own.
 """
 
+import codecs
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -99,6 +100,34 @@ class Chunk:
         kept = [line for line in self.lines() if line.number > number]
         return chunk_of(kept, number + 1)
 
+    def upto(self, number: int) -> "Chunk":
+        """The part of this chunk up to line `number`, which it holds or which comes after it."""
+        if number >= self.last:
+            return self
+        return chunk_of([line for line in self.lines() if line.number <= number], self.first)
+
+
+@dataclass(frozen=True, slots=True)
+class PackedChunk:
+    """A chunk as it is stored: what takes longest to read, its runs, is not read yet."""
+
+    first: int
+    count: int
+    data: bytes
+    runs: bytes
+
+    @property
+    def last(self) -> int:
+        return self.first + self.count - 1
+
+    @property
+    def whole(self) -> bool:
+        """Each of its lines has a newline at its end."""
+        return 0 not in self.runs[_RUN.size - 1 :: _RUN.size]
+
+    def unpacked(self) -> Chunk:
+        return Chunk(self.first, self.data, unpack_runs(self.runs))
+
 
 def chunk_of(lines: Sequence[Line], first: int) -> Chunk:
     """A chunk of these lines; numbers are given anew from `first`."""
@@ -163,12 +192,27 @@ class LogFrame:
     data: bytes
 
 
+class Unfinished(NamedTuple):
+    """What a stream has printed since its last newline: its end, readable, not yet a line.
+
+    at: milliseconds since the epoch, when the last of it was read.
+    """
+
+    stream: Stream
+    at: int
+    text: str
+
+
 class Cut(NamedTuple):
     """What a splitter found: bytes of whole lines, or one piece without a newline."""
 
     data: bytes
     lines: int
     ended: bool
+
+
+_Utf8 = codecs.getincrementaldecoder("utf-8")
+_CONTINUATIONS = bytes(range(0x80, 0xC0))  # the bytes of a UTF-8 character after its first
 
 
 class LineSplitter:
@@ -188,6 +232,13 @@ class LineSplitter:
     def unfinished(self) -> int:
         """Bytes held of the line that has no newline yet."""
         return len(self._partial)
+
+    def tail(self, size: int) -> str:
+        """The last `size` bytes of that line, without the characters that are cut at their ends."""
+        data = bytes(self._partial[-size:])
+        if size < len(self._partial):
+            data = data.lstrip(_CONTINUATIONS)
+        return _Utf8("replace").decode(data)
 
     def reset(self) -> None:
         self._partial.clear()

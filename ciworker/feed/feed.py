@@ -6,22 +6,25 @@ subscriber costs while it waits is one entry in an event's list of waiters.
 """
 
 import asyncio
+import contextlib
 from collections import deque
+from collections.abc import Iterator, Mapping
 from typing import Protocol
 from weakref import WeakValueDictionary
 
-from ciworker.domain.log import Chunk
+from ciworker.domain.log import Chunk, Stream, Unfinished
+from ciworker.store.logs import BYTES_PER_READ
 
 RING_BYTES = 2**20
 CHUNK_COST = 200  # bytes that a chunk takes beside its data, and that each of its runs takes
 RUN_COST = 150
-CHUNKS_PER_READ = 256  # the store bounds their bytes
+CHUNKS_PER_READ = 256
 
 
 class StoredLines(Protocol):
     """The store's reading side, as far as the feed needs it."""
 
-    async def chunks(self, job_id: str, after: int, limit: int) -> list[Chunk]: ...
+    async def chunks(self, job_id: str, after: int, limit: int, size: int) -> list[Chunk]: ...
 
 
 class Signal:
@@ -30,11 +33,23 @@ class Signal:
     def __init__(self) -> None:
         self.version = 0
         self._event = asyncio.Event()
+        self._relays: list[Signal] = []
 
     def fire(self) -> None:
         self.version += 1
         self._event.set()
         self._event = asyncio.Event()
+        for relay in self._relays:
+            relay.fire()
+
+    @contextlib.contextmanager
+    def relayed(self, to: "Signal") -> Iterator[None]:
+        """Within the block `to` fires whenever this one does: to wait for any of several."""
+        self._relays.append(to)
+        try:
+            yield
+        finally:
+            self._relays.remove(to)
 
     async def wait(self, seen: int, timeout: float) -> bool:
         """Until the version is not `seen` any more. False after `timeout` seconds without."""
@@ -51,17 +66,20 @@ class Signal:
 class Topic:
     """One job's recent chunks, and the signal that its log or its state changed.
 
-    states: how often its state changed since somebody holds the topic.
+    states: how often its state changed since somebody holds the topic. last: the number of the
+    last line that is stored, as far as who holds the topic was told; 0 for not at all.
     """
 
     def __init__(self) -> None:
         self.changed = Signal()
         self.states = 0
+        self.last = 0
+        self._unfinished: dict[Stream, Unfinished] = {}
         self._ring: deque[Chunk] = deque()
         self._size = 0
 
     def append(self, chunk: Chunk) -> None:
-        """Show a chunk that is stored."""
+        """Show a chunk that is stored; what was unfinished of its streams is in it."""
         if self._ring and self._ring[-1].last + 1 != chunk.first:
             self._ring.clear()  # what is between them is in the store alone
             self._size = 0
@@ -69,7 +87,22 @@ class Topic:
         self._size += _cost(chunk)
         while self._size > RING_BYTES and len(self._ring) > 1:
             self._size -= _cost(self._ring.popleft())
+        self.last = chunk.last
+        if self._unfinished:
+            ended = {run.stream for run in chunk.runs}
+            self._unfinished = {s: text for s, text in self._unfinished.items() if s not in ended}
         self.changed.fire()
+
+    def show_unfinished(self, texts: dict[Stream, Unfinished], last: int) -> None:
+        """Show what has no newline yet, and is no line yet, behind line `last`."""
+        self.last = last
+        if texts != self._unfinished:
+            self._unfinished = texts
+            self.changed.fire()
+
+    def unfinished(self, after: int) -> Mapping[Stream, Unfinished] | None:
+        """What stands behind line `after`; None for whoever is not where the log ends."""
+        return self._unfinished if after == self.last else None
 
     def after(self, number: int) -> list[Chunk] | None:
         """Chunks with the lines after `number`; None when the ring does not reach back to it."""
@@ -113,12 +146,29 @@ class Feed:
         for topic in list(self._topics.values()):
             topic.changed.fire()
 
-    async def read(self, job_id: str, after: int) -> list[Chunk]:
-        """Some of the lines after number `after`, in order and without a gap; [] at the end."""
+    def last_line(self, job_id: str) -> int:
+        """The number of the last line that was shown; 0 where nobody holds the topic."""
+        topic = self._topics.get(job_id)
+        return topic.last if topic else 0
+
+    async def read(self, job_id: str, after: int, size: int = BYTES_PER_READ) -> list[Chunk]:
+        """Some of the lines after number `after`, in order and without a gap; [] at the end.
+
+        They are bounded by about `size` bytes; the first chunk is there however large.
+        """
         recent = self.topic(job_id).after(after)
         if recent is not None:
-            return recent
-        return await self._stored.chunks(job_id, after, CHUNKS_PER_READ)
+            return _first(recent, size)
+        return await self._stored.chunks(job_id, after, CHUNKS_PER_READ, size)
+
+
+def _first(chunks: list[Chunk], size: int) -> list[Chunk]:
+    """The first of them, of `size` bytes together; one at least."""
+    for count, chunk in enumerate(chunks):
+        size -= len(chunk.data)
+        if size < 0:
+            return chunks[: count or 1]
+    return chunks
 
 
 def _cost(chunk: Chunk) -> int:

@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 from typing import Any, TypeVar
 
 import orjson
-from sqlalchemy import Row, Table, func, insert, literal_column, or_, update
+from sqlalchemy import Row, Table, and_, func, insert, literal_column, or_, update
 from sqlalchemy import select as sql_select
 from sqlalchemy.sql.dml import ReturningUpdate
 from sqlmodel import col, select
@@ -60,6 +60,14 @@ class HistoryEntry:
     after: Status
     reason: str | None
     message: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """In the queue. number: 1 for the job that starts next; queued: how many there are."""
+
+    number: int
+    queued: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,6 +195,22 @@ class Jobs:
         )
         found = await self._database.table(query)
         return _job(found[0]) if found else None
+
+    async def place(self, job: Job) -> Place | None:
+        """Behind higher priorities and, among equals, older jobs. None: it is not in the queue, or
+        waits for its environment.
+        """
+        in_order = or_(
+            col(JobRow.priority) > job.priority,
+            and_(col(JobRow.priority) == job.priority, col(JobRow.id) <= job.id),
+        )
+        query = sql_select(
+            func.max(col(JobRow.id) == job.id).label("there"),
+            func.count().filter(in_order).label("number"),
+            func.count().label("queued"),
+        ).where(_QUEUED, _RELEASED, col(JobRow.kind) == job.kind.value)
+        (found,) = await self._database.table(query)
+        return Place(found.number, found.queued) if found.there else None
 
     async def next_backoff(self) -> datetime | None:
         """When the first of the queued jobs that wait out a backoff alone may be tried again."""

@@ -16,7 +16,7 @@ from sqlalchemy import ScalarSelect, literal_column
 from sqlalchemy.orm import aliased
 from sqlmodel import col, select
 
-from ciworker.domain.log import Chunk, Cursor, Position, pack_runs, unpack_runs
+from ciworker.domain.log import Chunk, Cursor, PackedChunk, Position, pack_runs
 from ciworker.errors import StoreRefused, TryAgain
 from ciworker.store.schema import LogChunkRow
 from ciworker.store.session import Database
@@ -191,9 +191,20 @@ class LogReader:
         cursor = Cursor(Position(*places[:2]), Position(*places[2:]))
         return LogEnd(first + count - 1, total, attempt, cursor, copied or 0)
 
-    async def chunks(self, job_id: str, after: int, limit: int) -> list[Chunk]:
-        """Up to `limit` stored chunks, of BYTES_PER_READ together, that hold lines after number
-        `after`; the first one cut. [] only at the end of the log.
+    async def chunks(
+        self, job_id: str, after: int, limit: int, size: int = BYTES_PER_READ
+    ) -> list[Chunk]:
+        """Up to `limit` stored chunks, of `size` bytes together, that hold lines after number
+        `after`; the first one cut, and there however large. [] only at the end of the log.
+        """
+        found = await self.packed(job_id, after, limit, size)
+        return [chunk.unpacked().after(after) for chunk in found]
+
+    async def packed(
+        self, job_id: str, after: int, limit: int, size: int = BYTES_PER_READ
+    ) -> list[PackedChunk]:
+        """The same chunks as they are stored, so without being cut: for whoever takes no time of
+        the loop to unpack them.
         """
         row, after = LogChunkRow, max(0, after)
         holding = (
@@ -205,22 +216,21 @@ class LogReader:
         if start is None or start[0] + start[1] <= after + 1:
             return []
         query = (
-            select(row.first, row.data, row.runs)
+            select(row.first, row.count, row.data, row.runs)
             .where(col(row.job_id) == job_id, col(row.first) >= start[0])
-            .where(col(row.total_bytes) <= start[2] + BYTES_PER_READ)
+            .where(col(row.total_bytes) <= start[2] + size)
             .order_by(col(row.first))
             .limit(limit)
         )
-        found = await self._database.rows(query)
-        return [Chunk(first, data, unpack_runs(runs)).after(after) for first, data, runs in found]
+        return [PackedChunk(*values) for values in await self._database.rows(query)]
 
     async def stream(self, job_id: str, after: int, upto: int) -> AsyncIterator[Chunk]:
-        """Stored chunks of the lines after `after`, as long as they begin at `upto` or before."""
+        """Stored chunks of the lines after number `after`, up to number `upto`."""
         while after < upto and (found := await self.chunks(job_id, after, CHUNKS_PER_READ)):
             for chunk in found:
                 if chunk.first > upto:
                     return
-                yield chunk
+                yield chunk.upto(upto)
                 after = chunk.last
 
 

@@ -147,6 +147,20 @@ STEPS: tuple[tuple[str, ...], ...] = (
         """,
         "CREATE INDEX environment_project ON environment (project, build)",
     ),
+    (
+        """
+        CREATE TABLE session (
+            id VARCHAR NOT NULL PRIMARY KEY,
+            token_id VARCHAR NOT NULL REFERENCES token (id) ON DELETE CASCADE,
+            parent VARCHAR REFERENCES session (id) ON DELETE CASCADE,
+            digest BLOB NOT NULL,
+            created_at BIGINT NOT NULL,
+            expires_at BIGINT NOT NULL
+        )
+        """,
+        "CREATE INDEX session_token ON session (token_id, created_at)",
+        "CREATE INDEX session_parent ON session (parent)",
+    ),
 )
 
 

@@ -199,6 +199,27 @@ class TokenRow(SQLModel, table=True):
     revoked_at: datetime | None = Field(default=None, sa_column=Column(Instant))
 
 
+class SessionRow(SQLModel, table=True):
+    """parent: the session through which it was made, and with which it ends."""
+
+    __tablename__ = "session"
+    __table_args__ = (
+        Index("session_token", "token_id", "created_at"),
+        Index("session_parent", "parent"),
+    )
+
+    id: str = Field(primary_key=True)
+    token_id: str = Field(
+        sa_column=Column(ForeignKey("token.id", ondelete="CASCADE"), nullable=False)
+    )
+    parent: str | None = Field(
+        default=None, sa_column=Column(ForeignKey("session.id", ondelete="CASCADE"))
+    )
+    digest: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
+    created_at: datetime = Field(sa_column=Column(Instant, nullable=False))
+    expires_at: datetime = Field(sa_column=Column(Instant, nullable=False))
+
+
 class MetaRow(SQLModel, table=True):
     __tablename__ = "meta"
 

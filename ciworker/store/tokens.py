@@ -68,7 +68,7 @@ class Tokens:
         token_id, secret = secrets.token_hex(6), secrets.token_urlsafe(SECRET_BYTES)
         text = f"{_PREFIX}_{token_id}_{secret}"
         row = TokenRow(
-            id=token_id, name=name, role=role.label, digest=_digest(secret), created_at=at
+            id=token_id, name=name, role=role.label, digest=digest(secret), created_at=at
         )
 
         async def work(session: AsyncSession) -> None:
@@ -90,12 +90,12 @@ class Tokens:
         row = await self._database.first(select(TokenRow).where(col(TokenRow.id) == token_id))
         if row is None or row.revoked_at is not None:
             return None
-        return _token(row) if hmac.compare_digest(row.digest, _digest(secret)) else None
+        return token_of(row) if hmac.compare_digest(row.digest, digest(secret)) else None
 
     async def list(self) -> list[Token]:
         """Oldest first, the revoked ones too."""
         query = select(TokenRow).order_by(col(TokenRow.created_at))
-        return [_token(row) for row in await self._database.rows(query)]
+        return [token_of(row) for row in await self._database.rows(query)]
 
     async def revoke(self, token_id: str, at: datetime) -> None:
         """From now on the token opens nothing.
@@ -116,9 +116,11 @@ class Tokens:
             raise Unknown(f"there is no token {token_id!r}: see `ciworker token list`")
 
 
-def _digest(secret: str) -> bytes:
+def digest(secret: str) -> bytes:
+    """What is kept of a secret: 32 bytes. It is random, so no salt is needed."""
     return hashlib.sha256(secret.encode()).digest()
 
 
-def _token(row: TokenRow) -> Token:
+def token_of(row: TokenRow) -> Token:
+    """The row as it may be shown."""
     return Token(row.id, row.name, Role[row.role.upper()], row.created_at, row.revoked_at)

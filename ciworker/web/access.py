@@ -1,21 +1,25 @@
-"""Who may come in: the Host that was asked for, the token, the role."""
+"""Who may come in: the Host that was asked for, the token or the session, the role."""
 
 import re
-from collections.abc import Collection, Sequence
-from urllib.parse import urlsplit
+from collections.abc import Collection
 
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
 from ciworker.settings import Settings
-from ciworker.store.tokens import Role, Token, Tokens
+from ciworker.store.sessions import Session
+from ciworker.store.tokens import Role, Token
+from ciworker.web.context import CONTEXT
 from ciworker.web.problems import Refused, problem
+from ciworker.web.sessions import cookie_name
 
 TOKEN: web.RequestKey[Token] = web.RequestKey("token", Token)
 
+SESSION: web.RequestKey[Session] = web.RequestKey("session", Session)  # of who came by one
+
 _LOCAL = ("127.0.0.1", "localhost", "[::1]")
 _HTTP = 80
-_DEFAULT_PORTS = {"http": ":80", "https": ":443"}
+_READING = ("GET", "HEAD")
 _PORT = re.compile(r":\d+$", re.ASCII)
 
 
@@ -27,15 +31,10 @@ def allowed_hosts(settings: Settings, port: int) -> frozenset[str]:
     """
     local = {f"{name}:{port}" for name in _LOCAL}
     bare = set(_LOCAL) if port == _HTTP else set()
-    named = {host.lower() for host in (*_public_host(settings), *settings.allowed_hosts)}
+    public = (settings.public_url or "").partition("://")[2]
+    named = {host.lower() for host in (public, *settings.allowed_hosts) if host}
     with_port = {f"{host}:{port}" for host in named if not _PORT.search(host)}
     return frozenset(local | bare | named | with_port)
-
-
-def _public_host(settings: Settings) -> Sequence[str]:
-    url = urlsplit(settings.public_url or "")
-    host = url.netloc.rpartition("@")[2].removesuffix(_DEFAULT_PORTS.get(url.scheme, ":"))
-    return [host] if host else []
 
 
 def host_check(hosts: Collection[str]) -> Middleware:
@@ -53,23 +52,80 @@ def host_check(hosts: Collection[str]) -> Middleware:
     return check
 
 
-async def authorise(request: web.Request, tokens: Tokens, role: Role) -> None:
-    """Let a request in whose token has at least `role`.
+async def authorise(request: web.Request, role: Role) -> None:
+    """Let a request in whose token, or whose session's token, has at least `role`.
 
     Raises:
-        Refused: 401 without a valid token, 403 with one of a lower role.
+        Refused: 401 without a valid one; 403 with one of a lower role, or when a session writes
+            from a page that is not ours.
     """
-    scheme, _, text = request.headers.get("Authorization", "").partition(" ")
+    token = await _token(request)
+    if token.role < role:
+        raise Refused(403, f"this needs a token of role {role.label}, yours is {token.role.label}")
+    request[TOKEN] = token
+
+
+async def is_still_in(request: web.Request) -> bool:
+    """Whether a request that was let in would be again: its token or session may have ended."""
+    try:
+        await _token(request)
+    except Refused:
+        return False
+    return True
+
+
+def check_origin(request: web.Request) -> None:
+    """Browsers send cookies with what pages of other sites ask for, and say whose page it is.
+
+    A proxy before us may speak TLS, which gives the page another scheme, and may ask by another
+    Host, so that public_url alone tells what the browser asked.
+
+    Raises:
+        Refused: 403 unless the page has the origin that it asks.
+    """
+    host, public = request.headers.get("Host", "").lower(), request.app[CONTEXT].settings.public_url
+    ours = dict.fromkeys((f"http://{host}", f"https://{host}", public or f"http://{host}"))
+    if request.headers.get("Origin", "").lower() not in ours:
+        raise Refused(
+            403,
+            f"the Origin is missing or none of {', '.join(ours)}: use the worker's own pages, or a "
+            "token; behind a proxy set public_url to the address that browsers show",
+        )
+
+
+async def _token(request: web.Request) -> Token:
+    """The request's token or its session's. One that is sent counts alone, whatever the cookie."""
+    if "Authorization" in request.headers:
+        return await _bearer(request)
+    context = request.app[CONTEXT]
+    text = request.cookies.get(cookie_name(context.port))
+    if text is None:
+        raise _no_token()
+    session = await context.sessions.check(text, context.now())
+    if session is None:
+        raise _unauthorised(
+            "the session is over: `ciclient open` or `ciworker token link` make one"
+        )
+    if request.method not in _READING:
+        check_origin(request)
+    request[SESSION] = session
+    return session.token
+
+
+async def _bearer(request: web.Request) -> Token:
+    scheme, _, text = request.headers["Authorization"].partition(" ")
     if scheme.lower() != "bearer":
-        raise _unauthorised("no token: send `Authorization: Bearer …`, or use `ciclient login`")
-    token = await tokens.check(text.strip())
+        raise _no_token()
+    token = await request.app[CONTEXT].tokens.check(text.strip())
     if token is None:
         raise _unauthorised(
             "the token is wrong or revoked: ask the operator for one (`ciworker token create`)"
         )
-    if token.role < role:
-        raise Refused(403, f"this needs a token of role {role.label}, yours is {token.role.label}")
-    request[TOKEN] = token
+    return token
+
+
+def _no_token() -> Refused:
+    return _unauthorised("no token: send `Authorization: Bearer …`, or use `ciclient login`")
 
 
 def _unauthorised(detail: str) -> Refused:

@@ -2,14 +2,18 @@
 
 import re
 from collections.abc import Sequence
-from typing import overload
+from typing import TypeVar, overload
 
 from aiohttp import web
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from ciworker.domain.job import Job
 from ciworker.errors import Invalid, Unknown
 from ciworker.web.context import CONTEXT
+from ciworker.web.problems import Refused
+from ciworker.web.upload import small_body
+
+M = TypeVar("M", bound=BaseModel)
 
 _ULID = re.compile(r"[0-7][0-9A-HJKMNP-TV-Z]{25}", re.ASCII)
 _NUMBER = re.compile(r"\d{1,15}", re.ASCII)
@@ -24,6 +28,21 @@ def json_answer(
         content_type="application/json",
         headers=headers,
     )
+
+
+async def json_body(request: web.Request, model: type[M]) -> M:
+    """The body as a model.
+
+    Raises:
+        Refused: it does not call itself JSON. Invalid: it is none, or not this model's.
+    """
+    if request.content_type != "application/json":
+        raise Refused(415, "send application/json")
+    try:
+        return model.model_validate_json(await small_body(request))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise Invalid(": ".join((*map(str, first["loc"]), first["msg"]))) from error
 
 
 async def found(request: web.Request) -> Job:
@@ -79,6 +98,28 @@ def choice(request: web.Request, name: str, allowed: Sequence[str]) -> str | Non
     if text is not None and text not in allowed:
         raise Invalid(f"{name} has to be one of {', '.join(allowed)}, not {text[:50]!r}")
     return text
+
+
+def flag(request: web.Request, name: str, *, default: bool = False) -> bool:
+    """A query parameter that is yes or no.
+
+    Raises:
+        Invalid: it is neither.
+    """
+    text = choice(request, name, ("0", "1", "false", "true"))
+    return default if text is None else text in ("1", "true")
+
+
+def limited(request: web.Request, default: int, most: int) -> int:
+    """The query parameter `limit`: how many of something are wanted.
+
+    Raises:
+        Invalid: it is not 1 to `most`.
+    """
+    limit = number(request, "limit", default)
+    if not 1 <= limit <= most:
+        raise Invalid(f"limit has to be 1 to {most}")
+    return limit
 
 
 def before_first(request: web.Request, last: int) -> int:

@@ -12,27 +12,33 @@ from ciworker.settings import Settings
 from ciworker.store.environments import Environments
 from ciworker.store.jobs import Jobs
 from ciworker.store.logs import LogReader
+from ciworker.store.sessions import Sessions
 from ciworker.store.tokens import Tokens
 from ciworker.web.models import ResyncReport
+from ciworker.web.sessions import Codes
 
 
 @dataclass(frozen=True, slots=True)
 class Context:
     """The store's sides, the feed, and the calls that the control room hands out.
 
-    notify: something about a job may have changed. resync: look at everything.
-    engine_ready: raises EngineUnavailable while the engine does not answer.
+    port: where the worker listens. notify: something about a job may have changed.
+    resync: look at everything. engine_ready: raises EngineUnavailable while the engine does not
+    answer.
     store_ready: likewise StoreUnavailable. new_id: a job's id, larger than all before.
     remove_environment: takes a key and a why; answers once that was tried.
     closing: fires when the worker goes down and streams have to end.
+    access_ended: fires when a token or a session does before its time.
     """
 
     settings: Settings
+    port: int
     now: Callable[[], datetime]
     jobs: Jobs
     environments: Environments
     logs: LogReader
     tokens: Tokens
+    sessions: Sessions
     feed: Feed
     notify: Callable[[str], None]
     resync: Callable[[], Awaitable[ResyncReport]]
@@ -40,7 +46,19 @@ class Context:
     engine_ready: Callable[[], None]
     store_ready: Callable[[], Awaitable[None]]
     new_id: Callable[[], str]
+    codes: Codes = field(default_factory=Codes)
     closing: Signal = field(default_factory=Signal)
+    access_ended: Signal = field(default_factory=Signal)
+
+    def close(self) -> None:
+        """Let every stream end."""
+        self.closing.fire()
+        self.feed.wake_all()
+
+    def end_access(self) -> None:
+        """Let every stream look whether it was its own token or session that has ended."""
+        self.access_ended.fire()
+        self.feed.wake_all()
 
 
 CONTEXT: web.AppKey[Context] = web.AppKey("context", Context)

@@ -38,8 +38,10 @@ async def list_jobs(request: web.Request) -> web.Response:
 
 async def show_job(request: web.Request) -> web.Response:
     """One job with its history."""
-    job = await found(request)
-    return json_answer(job_detail(job, await request.app[CONTEXT].jobs.history(job.id)))
+    job, jobs = await found(request), request.app[CONTEXT].jobs
+    setup = await jobs.current(job.build) if job.build else None
+    place = await jobs.place(job) if job.status is Status.QUEUED else None
+    return json_answer(job_detail(job, await jobs.history(job.id), setup, place))
 
 
 async def cancel_job(request: web.Request) -> web.Response:

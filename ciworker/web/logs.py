@@ -6,12 +6,13 @@ from aiohttp import web
 
 from ciworker.domain.log import Chunk, Stream
 from ciworker.web import records
-from ciworker.web.answers import before_first, choice, found
+from ciworker.web.answers import before_first, choice, flag, found, limited
 from ciworker.web.context import CONTEXT
 from ciworker.web.streaming import streamed
 
 NDJSON = "application/x-ndjson"
 TEXT = "text/plain; charset=utf-8"
+MOST_LINES = 10**9  # more than any log has
 
 Encoder = Callable[[Chunk, Stream | None], bytes]
 
@@ -23,7 +24,9 @@ async def job_log(request: web.Request) -> web.StreamResponse:
     only = Stream[stream.upper()] if stream else None
     content_type, encode = _encoding(request)
     last = (await context.logs.end(job.id)).last
-    chunks = context.logs.stream(job.id, before_first(request, last), last)
+    after = before_first(request, last)
+    upto = min(last, after + limited(request, MOST_LINES, MOST_LINES))
+    chunks = context.logs.stream(job.id, after, upto)
 
     async def pieces() -> AsyncGenerator[bytes]:
         async for chunk in chunks:
@@ -39,7 +42,7 @@ async def job_log(request: web.Request) -> web.StreamResponse:
 
 
 def _encoding(request: web.Request) -> tuple[str, Encoder]:
-    timestamps = choice(request, "timestamps", ("0", "1", "false", "true"))
+    timestamps = flag(request, "timestamps")
     if NDJSON in request.headers.get("Accept", ""):
         return NDJSON, records.ndjson
-    return TEXT, records.TimedText().text if timestamps in ("1", "true") else records.text
+    return TEXT, records.TimedText().text if timestamps else records.text

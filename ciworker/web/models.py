@@ -3,11 +3,13 @@
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, WithJsonSchema
+from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, WithJsonSchema, field_validator
 
 from ciworker.domain.environment import EnvironmentStatus
 from ciworker.domain.job import Backend, Cache, Job, Status
-from ciworker.store.jobs import HistoryEntry
+from ciworker.domain.phases import Phase, PhaseName, Setup, phases
+from ciworker.store.jobs import HistoryEntry, Place
+from ciworker.web.sessions import is_local_path
 
 
 def rfc3339(at: datetime) -> str:
@@ -107,7 +109,10 @@ class SubmitForm(BaseModel):
 
 
 class JobModel(Model):
-    """A job as everyone sees it."""
+    """A job as everyone sees it.
+
+    `waits_for`: the setup job that makes the environment of a queued job, and whose lines it shows.
+    """
 
     id: str
     status: Status
@@ -129,6 +134,7 @@ class JobModel(Model):
     deadline_at: Instant | None
     log_lines: int
     log_incomplete: bool
+    waits_for: str | None
     tests: None = None
 
 
@@ -144,10 +150,30 @@ class HistoryModel(Model):
     message: str | None
 
 
+class PhaseModel(Model):
+    """`seconds` of it are over; it goes on from `since`, null once it is over itself."""
+
+    name: PhaseName
+    seconds: float
+    since: Instant | None
+
+
+class PlaceModel(Model):
+    """`number` is 1 for the job that starts next; `queued` counts all that wait."""
+
+    number: int
+    queued: int
+
+
 class JobDetail(JobModel):
-    """A job with its history, oldest first."""
+    """A job with its history, oldest first, and what its time went into.
+
+    `place`: null when it is not in the queue, or while its environment is being set up.
+    """
 
     history: list[HistoryModel]
+    phases: list[PhaseModel]
+    place: PlaceModel | None
 
 
 class JobPage(Model):
@@ -165,6 +191,26 @@ class LineRecord(Model):
     stream: Literal["stdout", "stderr", "worker"]
     text: str
     end: bool = True
+
+
+class LogHit(Model):
+    """A line that was found; of a long one what is around the first match in it."""
+
+    n: int
+    text: str
+
+
+class LogSearch(Model):
+    """Lines that were found, in their order.
+
+    `total`: how many there are from `from` on; null where the time was not enough to tell, and on a
+    full page that is not the first, unless `total` asks for it.
+    `next`: the `from` with which to go on; null when nothing is left.
+    """
+
+    hits: list[LogHit]
+    total: int | None
+    next: int | None
 
 
 class ResyncReport(Model):
@@ -253,6 +299,26 @@ class NewToken(TokenModel):
     token: str
 
 
+class LoginCodeRequest(Model):
+    """A one-time link to be made. next: the path it leads to, on this site."""
+
+    next: Annotated[str, Field(max_length=500)] = "/"
+
+    @field_validator("next")
+    @classmethod
+    def _stays_here(cls, value: str) -> str:
+        if not is_local_path(value):
+            raise ValueError(f"{value!r} is no path on this site, such as /jobs/ID")
+        return value
+
+
+class LoginCode(Model):
+    """A one-time link; it logs in with the token that made it."""
+
+    url: str
+    expires_at: Instant
+
+
 class Health(Model):
     status: Literal["ok"] = "ok"
 
@@ -270,8 +336,22 @@ def job_model(job: Job) -> JobModel:
     return JobModel(**_fields(job))
 
 
-def job_detail(job: Job, history: list[HistoryEntry]) -> JobDetail:
-    return JobDetail(**_fields(job), history=[_history_model(entry) for entry in history])
+def job_detail(
+    job: Job, history: list[HistoryEntry], setup: Job | None, place: Place | None
+) -> JobDetail:
+    """setup: the one that the job waits for, or did."""
+    changes = [(entry.after, entry.at) for entry in history if entry.before != entry.after]
+    waited = Setup(setup.created_at, setup.finished_at) if setup else None
+    return JobDetail(
+        **_fields(job),
+        history=[_history_model(entry) for entry in history],
+        phases=[_phase_model(phase) for phase in phases(changes, waited)],
+        place=PlaceModel(number=place.number, queued=place.queued) if place else None,
+    )
+
+
+def _phase_model(phase: Phase) -> PhaseModel:
+    return PhaseModel(name=phase.name, seconds=phase.spent.total_seconds(), since=phase.since)
 
 
 def _fields(job: Job) -> dict[str, Any]:
@@ -309,6 +389,7 @@ def _fields(job: Job) -> dict[str, Any]:
         "deadline_at": job.deadline_at,
         "log_lines": job.log_lines,
         "log_incomplete": job.log_incomplete,
+        "waits_for": job.build if job.waits else None,
     }
 
 

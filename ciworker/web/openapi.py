@@ -12,6 +12,16 @@ from ciworker.web.models import LineRecord, Problem
 from ciworker.web.routes import Parameter, Route
 
 _REFS = "#/components/schemas/{model}"
+_SCHEMES = {
+    "token": {"type": "http", "scheme": "bearer"},
+    "session": {
+        "type": "apiKey",
+        "in": "cookie",
+        "name": "ciworker-8480",
+        "description": "Of a login in a browser; its name ends in the worker's port. What writes "
+        "has to come with the worker's own Origin.",
+    },
+}
 
 
 def document(routes: Sequence[Route]) -> dict[str, Any]:
@@ -29,7 +39,7 @@ def document(routes: Sequence[Route]) -> dict[str, Any]:
         "paths": paths,
         "components": {
             "schemas": _schemas(routes),
-            "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
+            "securitySchemes": _SCHEMES,
         },
     }
 
@@ -43,11 +53,11 @@ def _operation(route: Route) -> dict[str, Any]:
         "responses": {str(status): _answer(status, body) for status, body in route.answers.items()}
         | {str(status): _problem(HTTPStatus(status).phrase) for status in route.errors}
         | {"default": _problem("Anything else that went wrong")},
-        "security": [{"token": []}] if route.role else [],
+        "security": [{name: []} for name in _SCHEMES] if route.role else [],
     }
     if route.body is not None:
         operation["requestBody"] = {
-            "required": True,
+            "required": route.body_required,
             "content": {route.body_type: {"schema": _reference(route.body)}},
         }
     return operation

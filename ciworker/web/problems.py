@@ -1,5 +1,6 @@
-"""Errors become RFC 9457 problem documents here, once, for every route."""
+"""Errors become answers here, once, for every route: RFC 9457 problem documents, or pages."""
 
+from collections.abc import Callable
 from http import HTTPStatus
 
 from aiohttp import web
@@ -22,6 +23,10 @@ class Refused(CiworkerError):
         self.headers = headers or {}
 
 
+Teller = Callable[[Refused], web.Response]
+TELL: web.RequestKey[Teller] = web.RequestKey("tell")  # of requests that want no document
+
+
 def problem(status: int, detail: str, headers: dict[str, str] | None = None) -> web.Response:
     body = Problem(title=HTTPStatus(status).phrase, status=status, detail=detail)
     return web.Response(
@@ -34,39 +39,45 @@ def problem(status: int, detail: str, headers: dict[str, str] | None = None) -> 
 
 @web.middleware
 async def problems(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Whatever a handler raises, as a problem document; what nobody foresaw is logged."""
+    """Whatever a handler raises, as its request wants it told; what nobody foresaw is logged."""
     try:
         return await handler(request)
-    except web.HTTPException as error:
-        return _of_http(error)
     except Exception as error:  # noqa: BLE001 # the edge: aiohttp's own answer is no problem document
-        return _of_error(error) or _unforeseen(request, error)
+        refused = _of_error(error) or _unforeseen(request, error)
+    tell: Teller = request.get(TELL, _as_problem)
+    return tell(refused)
 
 
-def _of_error(error: Exception) -> web.Response | None:
+def _as_problem(refused: Refused) -> web.Response:
+    return problem(refused.status, str(refused), refused.headers)
+
+
+def _of_error(error: Exception) -> Refused | None:
     if isinstance(error, Refused):
-        return problem(error.status, str(error), error.headers)
+        return error
+    if isinstance(error, web.HTTPException):
+        return _of_http(error)
     if isinstance(error, ArchiveRefused):
-        return problem(413 if error.kind is Refusal.TOO_LARGE else 422, str(error))
+        return Refused(413 if error.kind is Refusal.TOO_LARGE else 422, str(error))
     if isinstance(error, ConnectionError | web.RequestPayloadError):
-        return problem(400, "the request broke off: send it again")
+        return Refused(400, "the request broke off: send it again")
     if isinstance(error, OSError):  # handlers touch one folder, that of the stored workspaces
         logger().error("the data folder cannot be written", error=str(error))
-        return problem(503, f"the worker's disk cannot be written: {error.strerror}")
+        return Refused(503, f"the worker's disk cannot be written: {error.strerror}")
     status = next((status for kind, status in _BY_TYPE if isinstance(error, kind)), None)
-    return problem(status, str(error)) if status else None
+    return Refused(status, str(error)) if status else None
 
 
-def _unforeseen(request: web.Request, error: Exception) -> web.Response:
+def _unforeseen(request: web.Request, error: Exception) -> Refused:
     logger().error("a request failed", method=request.method, path=request.path, exc_info=error)
-    return problem(500, "the worker failed at this: its log says how")
+    return Refused(500, "the worker failed at this: its log says how")
 
 
-def _of_http(error: web.HTTPException) -> web.Response:
+def _of_http(error: web.HTTPException) -> Refused:
     """What aiohttp itself answers: its router, and its bound on a body."""
     if isinstance(error, web.HTTPNotFound):
-        return problem(404, "there is nothing here: see /openapi.json for what there is")
+        return Refused(404, "there is nothing here: see /openapi.json for what there is")
     if isinstance(error, web.HTTPMethodNotAllowed):
         allow = ", ".join(sorted(error.allowed_methods))
-        return problem(405, f"this takes {allow}, not {error.method[:50]}", {"Allow": allow})
-    return problem(error.status, error.text or error.reason)
+        return Refused(405, f"this takes {allow}, not {error.method[:50]}", {"Allow": allow})
+    return Refused(error.status, error.text or error.reason)

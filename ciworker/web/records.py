@@ -6,7 +6,7 @@ from functools import lru_cache
 
 import orjson
 
-from ciworker.domain.log import Chunk, Line, Stream
+from ciworker.domain.log import Chunk, Line, Stream, Unfinished
 from ciworker.web.models import rfc3339
 
 
@@ -27,6 +27,13 @@ def record(line: Line) -> bytes:
     if not line.ended:
         fields["end"] = False
     return orjson.dumps(fields)
+
+
+def partial_record(stream: Stream, text: Unfinished | None) -> bytes:
+    """A line record without a number, of what is no line yet; None: there is no such text."""
+    if text is None:
+        return orjson.dumps({"stream": stream.label, "text": ""})
+    return orjson.dumps({"at": instant(text.at), "stream": stream.label, "text": text.text})
 
 
 def records(chunk: Chunk) -> Iterator[bytes]:

@@ -1,4 +1,4 @@
-"""All routes: the one list that registration, access and `/openapi.json` are made from."""
+"""All routes: the lists that registration, access and `/openapi.json` are made from."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,9 +10,8 @@ from pydantic import BaseModel
 
 from ciworker.domain.job import Status
 from ciworker.store.tokens import Role
-from ciworker.web import environments, jobs, logs, sse, submit, tokens
+from ciworker.web import environments, jobs, logs, pages, search, sse, submit, tokens
 from ciworker.web.access import authorise
-from ciworker.web.context import CONTEXT
 from ciworker.web.models import (
     EnvironmentList,
     EnvironmentNames,
@@ -20,6 +19,9 @@ from ciworker.web.models import (
     JobDetail,
     JobModel,
     JobPage,
+    LoginCode,
+    LoginCodeRequest,
+    LogSearch,
     NewToken,
     ResyncReport,
     SubmitForm,
@@ -37,7 +39,7 @@ class Parameter:
     name: str
     description: str
     kind: Literal["query", "header"] = "query"
-    type: Literal["string", "integer", "boolean"] = "string"
+    type: Literal["string", "integer", "boolean", "array"] = "string"
     choices: Sequence[str] = ()
 
 
@@ -58,6 +60,7 @@ class Route:
     parameters: Sequence[Parameter] = ()
     body: type[BaseModel] | None = None
     body_type: str = "application/json"
+    body_required: bool = True
     errors: Sequence[int] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -123,8 +126,39 @@ ROUTES: Sequence[Route] = (
         parameters=(
             _FROM,
             _TAIL,
+            Parameter(
+                "limit",
+                "Only this many lines, the first of those; `stream` leaves out some of them.",
+                type="integer",
+            ),
             Parameter("stream", "Only lines of this stream.", choices=("stdout", "stderr")),
             Parameter("timestamps", "Put its time before each line.", type="boolean"),
+        ),
+    ),
+    Route(
+        hdrs.METH_GET,
+        f"{API}/jobs/{{id}}/log/search",
+        search.search_log,
+        Role.READ,
+        {200: LogSearch},
+        refusals=(422, 429, 503),
+        parameters=(
+            Parameter(
+                "q",
+                "What to look for within lines, which have no escape sequences here. Without a "
+                "capital letter it is found in capitals too.",
+            ),
+            Parameter(
+                "regex",
+                "`q` is a regular expression of RE2. In very long lines a large one does not find "
+                "matches longer than some hundred bytes.",
+                type="boolean",
+            ),
+            _FROM,
+            Parameter("limit", "Hits wanted, at most 1000; 100 if left out.", type="integer"),
+            Parameter(
+                "total", "Count all hits; if left out, only the first page does.", type="boolean"
+            ),
         ),
     ),
     Route(
@@ -138,7 +172,7 @@ ROUTES: Sequence[Route] = (
             _LAST_ID,
             _FROM,
             _TAIL,
-            Parameter("now", "Only lines that come from now on.", type="integer"),
+            Parameter("now", "Only lines that come from now on.", type="boolean"),
         ),
     ),
     Route(
@@ -147,8 +181,16 @@ ROUTES: Sequence[Route] = (
         sse.all_events,
         Role.READ,
         {200: "text/event-stream"},
-        refusals=(400,),
-        parameters=(_LAST_ID,),
+        refusals=(400, 404, 422),
+        parameters=(
+            _LAST_ID,
+            Parameter(
+                "follow",
+                "`<job id>.<line number>`, at most 32 times: the job's lines after that one, as "
+                "`log.<job id>`, `partial.<job id>` and `end.<job id>`.",
+                type="array",
+            ),
+        ),
     ),
     Route(
         hdrs.METH_POST,
@@ -215,19 +257,39 @@ ROUTES: Sequence[Route] = (
         {204: None},
         refusals=(503,),
     ),
+    Route(
+        hdrs.METH_POST,
+        f"{API}/login-codes",
+        tokens.create_login_code,
+        Role.READ,
+        {201: LoginCode},
+        refusals=(408, 413, 415, 422),
+        body=LoginCodeRequest,
+        body_required=False,
+    ),
     Route(hdrs.METH_GET, "/healthz", jobs.healthz, None, {200: Health}),
     Route(hdrs.METH_GET, "/readyz", jobs.readyz, None, {200: Health}, refusals=(503,)),
     Route(hdrs.METH_GET, "/openapi.json", openapi, Role.READ, {200: "application/json"}),
 )
 
 
+PAGES: Sequence[tuple[str, str, Handler]] = (
+    (hdrs.METH_GET, "/", pages.private(pages.jobs_page)),
+    (hdrs.METH_GET, "/jobs/{id}", pages.private(pages.job_page)),
+    (hdrs.METH_GET, "/static/{name}", pages.static_file),
+    (hdrs.METH_GET, "/login", pages.login_page),
+    (hdrs.METH_POST, "/login", pages.login),
+    (hdrs.METH_POST, "/logout", pages.logout),
+)
+
+
 def guarded(handler: Handler, role: Role | None) -> Handler:
-    """The handler behind the check of its token."""
+    """The handler behind the check of who asks."""
     if role is None:
         return handler
 
     async def check(request: web.Request) -> web.StreamResponse:
-        await authorise(request, request.app[CONTEXT].tokens, role)
+        await authorise(request, role)
         return await handler(request)
 
     return check

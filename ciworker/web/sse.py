@@ -1,29 +1,39 @@
-"""Server-sent events: a job's lines and states, and the states of all jobs.
+"""Server-sent events: a job's lines and states; the states of all jobs, with the lines of some.
 
-A stream holds a cursor and nothing else. It writes what the feed has after it, waits for the
-feed's signal, and ends when the job has.
+A stream is made of parts, each with a cursor and nothing else. In turns they say what there is
+after their cursors; when none has anything to say, the stream waits for their signals. It ends
+before its time when the worker goes down, and when what let its reader in no longer would.
 """
 
-import random
-from collections.abc import AsyncGenerator
-from functools import lru_cache
+import contextlib
+import re
+from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import chain
+from typing import Protocol
 
 from aiohttp import web
 
 from ciworker.domain.job import Job
-from ciworker.domain.log import Chunk
-from ciworker.errors import Unknown
-from ciworker.web.answers import before_first, found, number
+from ciworker.domain.log import Chunk, Stream, Unfinished
+from ciworker.errors import Invalid, Unknown
+from ciworker.feed.feed import Signal
+from ciworker.store.logs import BYTES_PER_READ
+from ciworker.web import frames
+from ciworker.web.access import SESSION, is_still_in
+from ciworker.web.answers import before_first, flag, found
 from ciworker.web.context import CONTEXT, Context
-from ciworker.web.models import JobModel, job_model
+from ciworker.web.models import job_model
 from ciworker.web.problems import Refused
-from ciworker.web.records import records
 from ciworker.web.streaming import streamed
 
 COMMENT_INTERVAL = 15.0
 END = "end"
+MOST_FOLLOWED = 32
+BYTES_PER_TURN = 128 * 2**10  # of one of several jobs, so that each soon has its turn
+CHANGES_PER_TURN = 100
 
-_COMMENT = b":\n\n"
+_FOLLOW = re.compile(r"([0-9A-Z]{26})\.(\d{1,15})", re.ASCII | re.IGNORECASE)
 _HEADERS = {
     "Content-Type": "text/event-stream; charset=utf-8",
     "Cache-Control": "no-cache, no-transform",
@@ -38,75 +48,233 @@ async def job_events(request: web.Request) -> web.StreamResponse:
     if request.headers.get("Last-Event-ID") == END:
         return web.Response(status=204)
     after = await _start(request, context, job)
-    return await streamed(request, _HEADERS, _follow(context, job.id, after))
+    return await streamed(
+        request, _HEADERS, stream(Gate(request), [OwnJob(context, job.id, after)])
+    )
 
 
 async def all_events(request: web.Request) -> web.StreamResponse:
-    """State changes of all jobs, live, until the worker goes down."""
+    """State changes of all jobs, and the lines of those that are followed, live."""
     context = request.app[CONTEXT]
     newest = await context.jobs.last_change()
     after = _last_event_id(request, newest)
-    return await streamed(request, _HEADERS, _changes(context, newest if after is None else after))
+    changes = Changes(context, newest if after is None else after)
+    return await streamed(
+        request, _HEADERS, stream(Gate(request), [changes, *await _followed(request, context)])
+    )
 
 
-async def _changes(context: Context, after: int) -> AsyncGenerator[bytes]:
-    yield _retry()
-    signal = context.feed.jobs_changed
-    while not context.closing.version:
-        seen = signal.version
-        changes = await context.jobs.changes(after, limit=100)
+class Gate:
+    """Whether a stream may go on.
+
+    What closes it wakes all that wait on the feed, except a session's time, for which a comment's
+    is soon enough. Only when some access ends is the store asked whether it was this one.
+    """
+
+    def __init__(self, request: web.Request) -> None:
+        self._request, self._context = request, request.app[CONTEXT]
+        self._ended = -1  # not asked yet: it may have ended since the request was let in
+
+    async def open(self) -> bool:
+        if self._context.closing.version:
+            return False
+        ended = self._context.access_ended.version
+        if ended != self._ended:
+            self._ended = ended
+            return await is_still_in(self._request)
+        session = self._request.get(SESSION)
+        return session is None or session.expires_at > self._context.now()
+
+
+class Part(Protocol):
+    """One source of a stream's events.
+
+    changed: fires when it may have some. more: it may have some now, though nothing changed since
+    its last turn. done: it never will have any again.
+    """
+
+    changed: Signal
+    more: bool
+    done: bool
+
+    async def turn(self) -> Iterable[bytes]:
+        """Some of the frames that there are to send now, to be taken at once; or none."""
+
+
+class Changes:
+    """State changes of all jobs."""
+
+    def __init__(self, context: Context, after: int) -> None:
+        self.changed = context.feed.jobs_changed
+        self.more = self.done = False
+        self._context, self._after = context, after
+
+    async def turn(self) -> Iterable[bytes]:
+        said = []
+        changes = await self._context.jobs.changes(self._after, limit=CHANGES_PER_TURN)
+        self.more = bool(changes)
         for change in changes:
-            after = change.id
-            if job := await context.jobs.current(change.job_id):
-                yield _event("status", job_model(job), str(after))
-        while not changes and not await signal.wait(seen, COMMENT_INTERVAL):
-            yield _COMMENT  # nothing changed, so nothing is asked
+            self._after = change.id
+            if job := await _current(self._context, change.job_id):
+                said.append(frames.event("status", job_model(job), str(change.id)))
+        return said
 
 
-async def _follow(context: Context, job_id: str, after: int) -> AsyncGenerator[bytes]:
-    yield _retry()
-    topic = context.feed.topic(job_id)
-    job, states = None, -1
-    while not context.closing.version:
-        seen = topic.changed.version
-        if job is None or states != topic.states:
-            states = topic.states
-            job = await _job(context, job_id)
-            if not job.status.terminal:
-                yield _event("status", job_model(job))
-        if chunks := await context.feed.read(job_id, after):
-            after = chunks[-1].last
-            for chunk in chunks:
-                yield _frame(chunk)
-            continue
+class FollowedJob:
+    """The lines of one of several jobs, until its end. Its states are told with all others'."""
+
+    _size = BYTES_PER_TURN
+
+    def __init__(self, context: Context, job_id: str, after: int) -> None:
+        self._topic = context.feed.topic(job_id)
+        self.changed = self._topic.changed
+        self.more = self.done = False
+        self._context, self._job_id, self._after = context, job_id, after
+        self._states = -1
+        self._end = b""
+        self._partial: Mapping[Stream, Unfinished] = {}
+
+    async def turn(self) -> Iterable[bytes]:
+        states = await self._look() if self._states != self._topic.states else ()
+        chunks = await self._context.feed.read(self._job_id, self._after, self._size)
+        if chunks:
+            self._after = chunks[-1].last
+            if self._partial:
+                ended = {run.stream for chunk in chunks for run in chunk.runs}
+                self._partial = {s: text for s, text in self._partial.items() if s not in ended}
+        self.more = bool(chunks) and (bool(self._end) or self._after != self._topic.last)
+        self.done = bool(self._end) and not chunks
+        return chain(states, map(self._lines, chunks), self._unfinished(), self._ending())
+
+    def _ending(self) -> Sequence[bytes]:
+        """Once the job has ended and all its lines are told."""
+        return (self._end,) if self.done else ()
+
+    async def _look(self) -> Sequence[bytes]:
+        """Look at the job's state; what is to say of it at once."""
+        self._states = self._topic.states
+        job = await _current(self._context, self._job_id)
+        if job is None:
+            raise Unknown(f"there is no job {self._job_id!r} any more")
         if job.status.terminal:
-            yield _event(END, job_model(job), END)
-            return
-        while not await topic.changed.wait(seen, COMMENT_INTERVAL):
-            yield _COMMENT  # nothing changed, so nothing is asked
+            self._end = self._told_end(job)
+            return ()
+        return self._told_state(job)
+
+    def _unfinished(self) -> Sequence[bytes]:
+        """What changed of it since it was last told."""
+        shown, told = self._topic.unfinished(self._after), self._partial
+        if shown is None or shown == told:
+            return ()
+        self._partial = shown
+        name = self._name("partial")
+        return [
+            frames.partial(name, stream, shown.get(stream))
+            for stream in sorted({*told, *shown})
+            if shown.get(stream) != told.get(stream)
+        ]
+
+    # where a job's own stream says it otherwise
+
+    def _name(self, event: str) -> str:
+        return f"{event}.{self._job_id}"
+
+    def _told_state(self, _job: Job) -> Sequence[bytes]:
+        return ()
+
+    def _told_end(self, job: Job) -> bytes:
+        return frames.event(self._name(END), job_model(job))
+
+    def _lines(self, chunk: Chunk) -> bytes:
+        return frames.log(self._name("log"), chunk, numbered=False)
 
 
-@lru_cache(maxsize=16)
-def _frame(chunk: Chunk) -> bytes:
-    """Encoded once for all who watch; they hold the same chunk, so finding it costs its hash."""
-    lines = b"".join(b"data: " + record + b"\n" for record in records(chunk))
-    return b"event: log\n" + lines + b"id: %d\n\n" % chunk.last
+class OwnJob(FollowedJob):
+    """A job's lines and states, in a stream of its own, which can be resumed by line numbers."""
+
+    _size = BYTES_PER_READ
+
+    def _name(self, event: str) -> str:
+        return event
+
+    def _told_state(self, job: Job) -> Sequence[bytes]:
+        return (frames.event("status", job_model(job)),)
+
+    def _told_end(self, job: Job) -> bytes:
+        return frames.event(END, job_model(job), END)
+
+    def _lines(self, chunk: Chunk) -> bytes:
+        return frames.log("log", chunk, numbered=True)
 
 
-def _event(name: str, body: JobModel, event_id: str | None = None) -> bytes:
-    numbered = f"id: {event_id}\n" if event_id else ""
-    return f"event: {name}\n{numbered}data: {body.model_dump_json()}\n\n".encode()
+async def stream(gate: Gate, parts: Sequence[Part]) -> AsyncGenerator[bytes]:
+    """All that the parts say, until all are done or the gate closes."""
+    yield frames.retry()
+    heard = dict.fromkeys(parts, -1)  # the version of its signal at a part's last turn
+    with _any_of([part.changed for part in parts]) as changed:
+        while heard:
+            seen = changed.version
+            if not await gate.open():
+                return
+            for part, version in list(heard.items()):
+                if not part.more and part.changed.version == version:
+                    continue
+                heard[part] = part.changed.version
+                for frame in await part.turn():
+                    yield frame
+                    if not await gate.open():
+                        return
+                if part.done:
+                    del heard[part]
+            idle = bool(heard) and not any(part.more for part in heard)
+            if idle and not await changed.wait(seen, COMMENT_INTERVAL):
+                yield frames.COMMENT  # nothing changed, so nothing is asked
 
 
-def _retry() -> bytes:
-    return b"retry: %d\n\n" % random.randint(1000, 3000)  # noqa: S311 # jitter
+@contextlib.contextmanager
+def _any_of(signals: Sequence[Signal]) -> Iterator[Signal]:
+    """A signal that fires, within the block, whenever one of these does."""
+    if len(signals) == 1:
+        yield signals[0]
+        return
+    changed = Signal()
+    with contextlib.ExitStack() as relays:
+        for signal in signals:
+            relays.enter_context(signal.relayed(changed))
+        yield changed
 
 
-async def _job(context: Context, job_id: str) -> Job:
+async def _current(context: Context, job_id: str) -> Job | None:
+    """The job as it was last committed, with the lines that were since."""
     job = await context.jobs.current(job_id)
-    if job is None:
-        raise Unknown(f"there is no job {job_id!r} any more")
-    return job
+    lines = context.feed.last_line(job_id)
+    return replace(job, log_lines=lines) if job is not None and lines > job.log_lines else job
+
+
+async def _followed(request: web.Request, context: Context) -> Sequence[Part]:
+    texts = request.query.getall("follow", [])
+    if len(texts) > MOST_FOLLOWED:
+        raise Invalid(f"{len(texts)} jobs cannot be followed at once: at most {MOST_FOLLOWED}")
+    places = dict(_place(text) for text in texts)
+    if len(places) < len(texts):
+        raise Invalid("follow names a job twice")
+    return [await _follow(context, job_id, after) for job_id, after in places.items()]
+
+
+def _place(text: str) -> tuple[str, int]:
+    match = _FOLLOW.fullmatch(text)
+    if match is None:
+        raise Invalid(f"follow has to be a job's id, a dot and a line's number, not {text[:50]!r}")
+    return match[1].upper(), int(match[2])
+
+
+async def _follow(context: Context, job_id: str, after: int) -> Part:
+    if await context.jobs.current(job_id) is None:
+        raise Unknown(f"there is no job {job_id!r}: see `ciclient list`")
+    last = (await context.logs.end(job_id)).last
+    if after > last:
+        raise Refused(400, f"line {after} of job {job_id} is past its last one, {last}")
+    return FollowedJob(context, job_id, after)
 
 
 async def _start(request: web.Request, context: Context, job: Job) -> int:
@@ -115,7 +283,7 @@ async def _start(request: web.Request, context: Context, job: Job) -> int:
     resumed = _last_event_id(request, last)
     if resumed is not None:
         return resumed
-    return last if number(request, "now") else before_first(request, last)
+    return last if flag(request, "now") else before_first(request, last)
 
 
 def _last_event_id(request: web.Request, last: int) -> int | None:

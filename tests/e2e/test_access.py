@@ -1,14 +1,17 @@
-"""Who gets in: the Host, the token, the role, on every route of the table."""
+"""Who gets in: the Host, the token or the session, the role, on every route of the table."""
 
+import contextlib
 import json
+import sqlite3
 import stat
 from collections.abc import Mapping
 
 import pytest
 
-from ciworker.web.routes import ROUTES
+from ciworker.web.routes import PAGES, ROUTES
 from tests.driver import Worker
 from tests.e2e.raw import ask, exchange, problem_detail
+from tests.e2e.visitor import cookie_of, log_in, log_out, origin
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -23,10 +26,12 @@ NEEDS = {
     ("GET", "/api/v1/jobs"): "read",
     ("GET", "/api/v1/jobs/{id}"): "read",
     ("GET", "/api/v1/jobs/{id}/log"): "read",
+    ("GET", "/api/v1/jobs/{id}/log/search"): "read",
     ("GET", "/api/v1/jobs/{id}/events"): "read",
     ("GET", "/api/v1/events"): "read",
     ("POST", "/api/v1/jobs/{id}/cancel"): "submit",
     ("POST", "/api/v1/jobs/{id}/retry"): "submit",
+    ("POST", "/api/v1/login-codes"): "read",
     ("POST", "/api/v1/resync"): "admin",
     ("GET", "/api/v1/environments"): "read",
     ("POST", "/api/v1/environments/prune"): "admin",
@@ -114,6 +119,131 @@ async def test_a_role_opens_what_it_needs_to_and_nothing_above(shared: Worker, r
         assert found[route] in (403, 200, 201, 202, 204, 404, 415), (route, found[route])
 
 
+# sessions
+
+WRITES = [route for route in NEEDS if route[0] not in ("GET", "HEAD") and NEEDS[route]]
+
+
+@pytest.mark.parametrize("role", ROLES)
+async def test_a_session_opens_what_its_token_does(shared: Worker, role: str) -> None:
+    token = await new_token(shared, role)
+    mine = await statuses(shared, {"Authorization": f"Bearer {token['token']}"})
+    found = await statuses(shared, await log_in(shared, token["token"]) | origin(shared))
+    assert found == mine
+
+
+async def test_no_session_that_is_wrong_opens_anything(shared: Worker) -> None:
+    (pair,) = (await log_in(shared)).values()
+    name, _, text = pair.partition("=")
+    session_id, _, secret = text.partition("_")
+    wrong = [
+        "ciworker=" + text,
+        f"ciworker-{shared.port + 1}={text}",
+        f"{name}=",
+        f"{name}={text}x",
+        f"{name}={session_id}_wrong",
+        f"{name}=_{secret}",
+        f"{name}={secret}",
+        f"{name}={shared.token}",
+        f"{name}=%00",
+        f"{name}; {text}",
+        text,
+    ]
+    for cookie in wrong:
+        found = await statuses(shared, {"Cookie": cookie} | origin(shared))
+        assert found == {route: 401 if role else 200 for route, role in NEEDS.items()}, cookie
+    for junk in (b"\xff\xfe", "é".encode(), b"\x80" * 3000):
+        headers = {"Cookie": f"{name}=".encode() + junk}
+        answer = await ask(shared, "GET", "/api/v1/jobs", headers)
+        assert (answer.status, bool(answer.problem)) == (401, True)
+
+
+async def test_a_session_that_is_over_opens_nothing(shared: Worker) -> None:
+    token = await new_token(shared, "admin")
+    revoked, ended, expired = [await log_in(shared, token["token"]) for _ in range(3)]
+    for cookie in (revoked, ended, expired):
+        assert (await statuses(shared, cookie))["GET", "/api/v1/tokens"] == 200
+    await log_out(shared, ended)
+    expired_id = cookie_of(expired).partition("_")[0]
+    with contextlib.closing(sqlite3.connect(shared.data_dir / "ciworker.db")) as store, store:
+        store.execute("UPDATE session SET expires_at = created_at WHERE id = ?", [expired_id])
+    for cookie in (ended, expired):
+        found = await statuses(shared, cookie | origin(shared))
+        assert found == {route: 401 if role else 200 for route, role in NEEDS.items()}
+    assert (await statuses(shared, revoked))["GET", "/api/v1/tokens"] == 200
+    assert (await shared.call("DELETE", f"/tokens/{token['id']}"))[0] == 204
+    found = await statuses(shared, revoked | origin(shared))
+    assert found == {route: 401 if role else 200 for route, role in NEEDS.items()}
+
+
+def foreign_origins(port: int) -> list[str]:
+    return [
+        "null",
+        "",
+        "http://evil.example",
+        f"http://evil.example:{port}",
+        f"http://127.0.0.1:{port + 1}",
+        f"http://localhost:{port}",  # ours as well, but not the one that was asked
+        "http://127.0.0.1",
+        f"http://127.0.0.1:{port}/",
+        f"http://127.0.0.1:{port}.evil.example",
+        f"http://evil.example@127.0.0.1:{port}",
+        f"ftp://127.0.0.1:{port}",
+        f"127.0.0.1:{port}",
+        f"http://127.0.0.1:{port} http://evil.example",
+        "http://ci.example.org",  # our public_url is https
+        "https://ci.example.org:8443",
+        "https://ci.example.org.evil.example",
+    ]
+
+
+async def test_a_session_writes_from_our_own_pages_alone(shared: Worker) -> None:
+    cookie = await log_in(shared)
+    before = await shared.call("GET", "/tokens")
+    for sent in (None, *foreign_origins(shared.port)):
+        for method, path in WRITES:
+            headers = cookie if sent is None else cookie | {"Origin": sent}
+            answer = await ask(shared, method, path.format(id=ID), headers)
+            assert (answer.status, "Origin" in answer.problem) == (403, True), (sent, path)
+    assert await shared.call("GET", "/tokens") == before
+    for scheme in ("http", "https"):  # a proxy before us may speak TLS
+        own = cookie | {"Origin": f"{scheme}://127.0.0.1:{shared.port}"}
+        assert (await ask(shared, "POST", "/api/v1/resync", own)).status == 200
+
+
+async def test_behind_a_proxy_that_asks_by_another_host_our_origin_is_the_public_url_s(
+    shared: Worker,
+) -> None:
+    proxied = await log_in(shared) | {"Origin": "https://ci.example.org"}
+    for host in (f"127.0.0.1:{shared.port}", "ci.internal", "ci.example.org"):
+        answer = await ask(shared, "POST", "/api/v1/resync", proxied | {"Host": host})
+        assert answer.status == 200
+    foreign_one = proxied | {"Host": "ci.internal", "Origin": "https://evil.example"}
+    answer = await ask(shared, "POST", "/api/v1/resync", foreign_one)
+    ours = "http://ci.internal, https://ci.internal, https://ci.example.org:"
+    assert (answer.status, ours in answer.problem) == (403, True)
+
+
+async def test_a_session_reads_whatever_the_origin_and_no_other_site_is_let_see_it(
+    shared: Worker,
+) -> None:
+    cookie = await log_in(shared)
+    for sent in foreign_origins(shared.port):
+        answer = await ask(shared, "GET", "/api/v1/jobs", cookie | {"Origin": sent})
+        assert answer.status == 200
+        assert not [name for name in answer.headers if name.startswith("access-control")]
+
+
+async def test_a_token_needs_no_origin_and_counts_alone(shared: Worker) -> None:
+    cookie = await log_in(shared)
+    for sent in ({}, {"Origin": "http://evil.example"}):
+        answer = await ask(shared, "POST", "/api/v1/resync", shared.headers | cookie | sent)
+        assert answer.status == 200
+    for wrong in ("Bearer nonsense", "Bearer", "Basic x", ""):
+        headers = cookie | origin(shared) | {"Authorization": wrong}
+        assert (await ask(shared, "GET", "/api/v1/jobs", headers)).status == 401
+
+
 async def test_the_scheme_is_read_in_any_case_and_a_token_in_the_address_is_none(
     shared: Worker,
 ) -> None:
@@ -175,7 +305,12 @@ async def test_json_that_calls_itself_text_is_refused(shared: Worker) -> None:
 
 # the Host
 
-EVERYWHERE = [*NEEDS, ("GET", "/"), ("GET", "/no/such/thing"), ("PUT", "/healthz")]
+EVERYWHERE = [
+    *NEEDS,
+    *((method, path) for method, path, _ in PAGES),
+    ("GET", "/no/such/thing"),
+    ("PUT", "/healthz"),
+]
 
 
 def foreign(port: int) -> list[str]:
@@ -206,7 +341,7 @@ async def test_a_foreign_host_opens_nothing_on_any_route(shared: Worker) -> None
             "Host": hosts[0],
             "X-Forwarded-Host": f"localhost:{shared.port}",
         }
-        answer = await ask(shared, method, path.format(id=ID), headers)
+        answer = await ask(shared, method, path.format(id=ID, name="login.js"), headers)
         assert answer.status == 403, (method, path)
         assert "Host" in answer.problem
     for host in hosts:
@@ -255,10 +390,21 @@ async def test_our_own_names_are_let_in(shared: Worker) -> None:
         "/api/v1/../v1/nope",
         "/%2e%2e/etc/passwd",
         "/static/../../etc/passwd",
-        "/",
-        "/login",
+        "/static",
+        "/static/",
+        "/static/nope.js",
+        "/static/login.html",
+        "/static/%2e%2e%2fpages.py",
+        "/static/..%5cpages.py",
+        "/static/%00",
+        "/static/%ff",
+        "/static/login.js/",
+        "/jobs",
+        "/jobs/",
+        "/jobs/x/y",
+        "/login/",
         "/metrics",
-        "/?x=%zz",
+        "/nope?x=%zz",
         "/favicon.ico",
     ],
 )

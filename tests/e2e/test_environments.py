@@ -16,6 +16,7 @@ import tempfile
 import zlib
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -202,6 +203,10 @@ def group(key: str, setup: Sequence[str], said: Sequence[str], why: str = FIRST)
     return [headline, *(f"$ {step}" for step in setup), *said, "> ::endgroup::"]
 
 
+def seconds(since: str, until: str) -> float:
+    return (datetime.fromisoformat(until) - datetime.fromisoformat(since)).total_seconds()
+
+
 async def end_setup(container: str) -> None:
     """End the WAIT of a setup."""
     await docker("exec", container, "touch", "/workspace/go")
@@ -252,6 +257,31 @@ async def test_jobs_that_wait_hold_no_slot(lab: Lab) -> None:
     assert {(await lab.worker.wait(job))["reason"] for job in waiting} == {"passed"}
 
 
+async def test_the_time_that_a_job_waits_for_its_setup_is_a_phase_of_its_own(lab: Lab) -> None:
+    job_id = await lab.submit(lab.tell, WAIT)
+    container = await lab.setup()
+    waiting = await lab.worker.job(job_id)
+    assert waiting["place"] is None
+    (queued, setup) = waiting["phases"]
+    assert (queued["name"], queued["since"]) == ("queued", None)
+    assert (setup["name"], setup["seconds"]) == ("setup", 0.0)
+    began, told = setup["since"], waiting["history"][-1]["message"]
+    assert re.fullmatch(r"waits for its environment \w{12}: setup \w{26}", told)
+    assert waiting["waits_for"] == told.split()[-1]
+    assert began == (await lab.worker.job(told.split()[-1]))["created_at"]
+    await end_setup(container)
+    await lab.worker.wait(job_id)
+    over = await lab.worker.job(job_id)
+    assert over["waits_for"] is None
+    assert [(phase["name"], phase["since"]) for phase in over["phases"]] == [
+        ("queued", None), ("setup", None), ("run", None)
+    ]  # fmt: skip
+    setup_job = await lab.worker.job(told.split()[-1])
+    assert over["phases"][1]["seconds"] > seconds(setup_job["created_at"], setup_job["finished_at"])
+    whole = sum(phase["seconds"] for phase in over["phases"])
+    assert whole == pytest.approx(seconds(over["created_at"], over["finished_at"]), abs=0.01)
+
+
 # -- a worker that is killed
 
 
@@ -296,7 +326,7 @@ async def test_a_worker_killed_around_a_call_of_a_build_goes_on_with_it(
     await check_killed_at(lab, route, when)
 
 
-@pytest.mark.slow
+@pytest.mark.chaos
 @pytest.mark.parametrize(("route", "when"), CALLS)
 async def test_it_does_so_whatever_else_was_done_meanwhile(lab: Lab, route: str, when: str) -> None:
     for pause in (0.01, 0.05, 0.2, 0.8):
@@ -395,7 +425,9 @@ async def test_jobs_that_wait_over_a_restart_get_each_line_once(lab: Lab) -> Non
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize(
+    "seed", [0, *(pytest.param(seed, marks=pytest.mark.chaos) for seed in (1, 2, 3))]
+)
 async def test_however_often_the_worker_is_killed_each_key_is_built_once(
     lab: Lab, seed: int
 ) -> None:

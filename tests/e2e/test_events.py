@@ -1,19 +1,30 @@
 """Server-sent events: frames, resuming, slow readers, and the worker going down."""
 
 import asyncio
+import contextlib
 import json
 import re
 import signal
 import socket
-from collections.abc import AsyncIterator, Iterator, Sequence
+import sqlite3
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import pytest_asyncio
+from aiohttp import web
+from aiohttp.test_utils import make_mocked_request
 
+from ciworker.feed.feed import Signal
 from ciworker.web import sse, streaming
+from ciworker.web.context import CONTEXT, Context
 from tests.driver import Frame, Worker, frames
+from tests.e2e.follower import WAIT, let_go
 from tests.e2e.raw import Answer, ask
+from tests.e2e.visitor import cookie_of, follow, link_through, log_in, log_out, new_link
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -22,15 +33,21 @@ HASTE = {
     "ciworker.web.sse.COMMENT_INTERVAL": 0.2,
     "ciworker.web.streaming.WRITE_TIMEOUT": 0.5,
 }
+DETAILS = ("history", "phases", "place")
 FLOOD = 150_000
 SPELL = "seq -f 'line %.0f of a flood that is longer than what any buffer on the way takes'"
 LINE = "line {} of a flood that is longer than what any buffer on the way takes"
 
 
-async def collect(worker: Worker, path: str, last_id: str | None = None) -> list[Frame]:
-    """All frames of a stream, until the worker closes it."""
+async def collect(
+    worker: Worker, path: str, last_id: str | None = None, found: list[Frame] | None = None
+) -> list[Frame]:
+    """All frames of a stream, until the worker closes it; `found` has them as they come."""
+    found = [] if found is None else found
     async with asyncio.timeout(60), worker.events(path, last_id) as events:
-        return [frame async for frame in events]
+        async for frame in events:
+            found.append(frame)
+    return found
 
 
 def lines(found: Sequence[Frame]) -> list[tuple[int, str]]:
@@ -44,6 +61,12 @@ def names(found: Sequence[Frame]) -> list[str]:
     """The frames' events in order, repeats left out."""
     events = [frame.event for frame in found]
     return [name for name, before in zip(events, [None, *events], strict=False) if name != before]
+
+
+async def plain_job(worker: Worker, job_id: str) -> dict[str, Any]:
+    """The job as streams and lists tell it."""
+    job = await worker.job(job_id)
+    return {name: value for name, value in job.items() if name not in DETAILS}
 
 
 async def raw_stream(worker: Worker, path: str) -> Answer:
@@ -77,9 +100,7 @@ async def test_a_stream_s_head_and_its_frames_are_the_contract_s(shared: Worker)
     assert texts == text.split("\n")
     name, number, final = end.split(b"\n")
     assert (name, number) == (b"event: end", b"id: end")
-    job = await shared.job(job_id)
-    del job["history"]
-    assert json.loads(final.removeprefix(b"data: ")) == job
+    assert json.loads(final.removeprefix(b"data: ")) == await plain_job(shared, job_id)
 
 
 async def test_records_are_those_of_the_log(shared: Worker) -> None:
@@ -217,7 +238,7 @@ async def test_a_last_event_id_that_is_none_is_refused(
         assert answer.body == b""
 
 
-@pytest.mark.parametrize("query", ["from=x", "tail=-1", "now=true", "from=1&from=1"])
+@pytest.mark.parametrize("query", ["from=x", "tail=-1", "now=soon", "from=1&from=1"])
 async def test_a_start_that_is_none_is_422(shared: Worker, nine: str, query: str) -> None:
     answer = await ask(shared, "GET", f"/api/v1/jobs/{nine}/events?{query}", shared.headers)
     assert (answer.status, query.partition("=")[0] in answer.problem) == (422, True)
@@ -255,6 +276,126 @@ async def test_the_states_of_all_jobs_are_told_and_can_be_resumed(shared: Worker
 async def first(events: AsyncIterator[Frame], count: int) -> AsyncIterator[Frame]:
     for _ in range(count):
         yield await anext(events)
+
+
+async def test_a_state_comes_with_the_number_of_lines_there_are(shared: Worker) -> None:
+    job_id = await shared.submit(f"seq 20; {WAIT}")
+    await shared.wait_for_text(job_id, b"20\n")
+    for path, last_id in ((f"/jobs/{job_id}/events", None), ("/events", "0")):
+        async with asyncio.timeout(30), shared.events(path, last_id) as events:
+            async for frame in events:
+                if frame.event == "status" and frame.json["id"] == job_id:
+                    break
+        assert frame.json["log_lines"] == 20 == (await shared.job(job_id))["log_lines"]
+    await let_go(shared, job_id)
+    await shared.wait(job_id)
+
+
+# the lines of several jobs in one stream
+
+
+def several(jobs: Mapping[str, int]) -> str:
+    """The path of a stream that follows these jobs after these lines."""
+    return "/events?" + "&".join(f"follow={job_id}.{after}" for job_id, after in jobs.items())
+
+
+async def until_all_end(worker: Worker, jobs: Mapping[str, int]) -> list[Frame]:
+    """All frames until each of these jobs has ended."""
+    found, left = [], {job_id.upper() for job_id in jobs}
+    async with asyncio.timeout(60), worker.events(several(jobs)) as events:
+        async for frame in events:
+            found.append(frame)
+            left.discard(frame.event.removeprefix("end."))
+            if not left:
+                return found
+    raise AssertionError(left)
+
+
+def lines_of(job_id: str, found: Sequence[Frame]) -> list[tuple[int, str]]:
+    logs = [frame for frame in found if frame.event == f"log.{job_id}"]
+    assert all(frame.id is None for frame in logs)
+    return [(record["n"], record["text"]) for frame in logs for record in frame.records]
+
+
+async def test_one_stream_has_the_lines_of_several_jobs_and_the_states_of_all(
+    shared: Worker,
+) -> None:
+    ended = (await shared.run("seq 5"))["id"]
+    run = "for i in $(seq 40); do echo line $i; echo error $i >&2; sleep 0.01; done"
+    running = [await shared.submit(run) for _ in range(2)]
+    other = await shared.submit("echo not followed")
+    found = await until_all_end(shared, {ended: 3, running[0]: 0, running[1].lower(): 0})
+    assert lines_of(ended, found) == [(4, "4"), (5, "5")]
+    for job_id in running:
+        assert lines_of(job_id, found) == lines(await collect(shared, f"/jobs/{job_id}/events"))
+        assert len(lines_of(job_id, found)) == 80
+    for job_id in (ended, *running):
+        [end] = [frame for frame in found if frame.event == f"end.{job_id}"]
+        assert (end.id, end.json) == (None, await plain_job(shared, job_id))
+        events = [frame.event for frame in found]
+        assert f"log.{job_id}" not in events[found.index(end) :]
+    states = [frame for frame in found if frame.event == "status"]
+    numbers = [int(frame.id or "") for frame in states]
+    assert numbers == list(range(numbers[0], numbers[0] + len(numbers)))
+    assert {frame.json["id"] for frame in states} >= set(running)
+    assert {frame.event.partition(".")[0] for frame in found} <= {"status", "log", "end", "partial"}
+    assert not [frame for frame in found if frame.event.endswith(f".{other}")]
+    await shared.wait(other)
+
+
+async def test_a_stream_of_several_jobs_resumes_exactly(shared: Worker) -> None:
+    run = "for i in $(seq 60); do echo $i; sleep 0.01; done"
+    places = {await shared.submit(run): 0 for _ in range(2)}
+    seen: dict[str, list[tuple[int, str]]] = {job_id: [] for job_id in places}
+    connections = 0
+    async with asyncio.timeout(60):
+        while places:
+            connections += 1
+            async with shared.events(several(places)) as events:
+                async for frame in events:
+                    name, _, job_id = frame.event.partition(".")
+                    if name == "end":
+                        del places[job_id]
+                    if name == "log":
+                        seen[job_id] += lines_of(job_id, [frame])
+                        places[job_id] = seen[job_id][-1][0]
+                    if name in ("log", "end"):
+                        break
+    assert list(seen.values()) == [[(n, str(n)) for n in range(1, 61)]] * 2
+    assert connections > 20
+
+
+async def test_a_flood_leaves_other_jobs_their_turn(shared: Worker) -> None:
+    flooding = (await shared.run(f"{SPELL} {FLOOD}"))["id"]
+    quiet = (await shared.run("seq 9"))["id"]
+    found = await until_all_end(shared, {flooding: 0, quiet: 0})
+    assert lines_of(flooding, found) == list(flood())
+    assert lines_of(quiet, found) == [(n, str(n)) for n in range(1, 10)]
+    before = [frame.event for frame in found].index(f"end.{quiet}")
+    told = sum(len(text) for _, text in lines_of(flooding, found[:before]))
+    assert 0 < told < 4 * sse.BYTES_PER_TURN
+
+
+@pytest.mark.parametrize(
+    ("query", "status", "word"),
+    [
+        ("follow={id}.9", 200, ""), ("follow={id}.10", 400, "past"), ("follow={id}", 422, "follow"),
+        ("follow={id}.", 422, "follow"), ("follow={id}.-1", 422, "follow"),
+        ("follow={id}.x", 422, "follow"), ("follow={id}.٣", 422, "follow"), ("follow=", 422, "dot"),
+        ("follow={id}.1&follow={id}.1", 422, "twice"), ("follow=x.1", 422, "follow"),
+        ("follow=01ARZ3NDEKTSV4RRFFQ69G5FAV.0", 404, "no job"),
+        ("&".join(f"follow=01ARZ3NDEKTSV4RRFFQ69G5F{n:02}.0" for n in range(33)), 422, "32"),
+        ("&".join(f"follow=01ARZ3NDEKTSV4RRFFQ69G5F{n:02}.0" for n in range(32)), 404, "no job"),
+    ],
+)  # fmt: skip
+async def test_what_cannot_be_followed_is_refused(
+    shared: Worker, nine: str, query: str, status: int, word: str
+) -> None:
+    target = f"/api/v1/events?{query.format(id=nine)}"
+    async with shared.session.get(target, headers=shared.headers) as answer:
+        assert answer.status == status
+        if status != 200:
+            assert word in (await answer.json())["detail"]
 
 
 # readers that don't read
@@ -346,25 +487,171 @@ async def test_watchers_that_vanish_are_no_error(hasty: Worker) -> None:
     await hasty.text(job_id)
 
 
+# the reader's access ends
+
+
+@asynccontextmanager
+async def watched(
+    worker: Worker, job_id: str, headers: Mapping[str, str]
+) -> AsyncIterator[list[asyncio.Task[list[Frame]]]]:
+    """Whoever sends these headers watches the job in every way, and each told of its start."""
+    paths = (f"/jobs/{job_id}/events", "/events", several({job_id: 0}))
+    begun = [asyncio.Event() for _ in paths]
+    async with asyncio.TaskGroup() as readers:
+        streams = [
+            readers.create_task(watch(worker, path, headers, told))
+            for path, told in zip(paths, begun, strict=True)
+        ]
+        async with asyncio.timeout(30):
+            await asyncio.gather(*(told.wait() for told in begun))
+        yield streams
+
+
+async def watch(
+    worker: Worker, path: str, headers: Mapping[str, str], told: asyncio.Event
+) -> list[Frame]:
+    """All frames until the worker closes the stream; `told` is set at the first."""
+    found = []
+    async with worker.session.get(
+        f"/api/v1{path}", headers={"Last-Event-ID": "0", **headers}
+    ) as answer:
+        assert answer.status == 200
+        async for frame in frames(answer.content):
+            found.append(frame)
+            told.set()
+    return found
+
+
+async def revoke(worker: Worker, token: Mapping[str, str], _session: Mapping[str, str]) -> None:
+    assert (await worker.call("DELETE", f"/tokens/{token['id']}"))[0] == 204
+
+
+async def leave(worker: Worker, _token: Mapping[str, str], session: Mapping[str, str]) -> None:
+    assert (await log_out(worker, session)).status == 303
+
+
+async def enter(worker: Worker, _token: Mapping[str, str], session: Mapping[str, str]) -> None:
+    await follow(worker, await new_link(worker), session)
+
+
+@pytest.mark.parametrize(
+    ("by", "end"),
+    [
+        ("token", revoke), ("session", revoke), ("session", leave), ("session", enter),
+        ("session made by the session", leave),
+    ],
+)  # fmt: skip
+async def test_a_stream_ends_with_the_access_of_its_reader(
+    shared: Worker,
+    by: str,
+    end: Callable[[Worker, Mapping[str, str], Mapping[str, str]], Awaitable[None]],
+) -> None:
+    job_id = await shared.submit(f"echo begun; {WAIT}")
+    await shared.wait_for_text(job_id, b"begun\n")
+    _, token = await shared.call("POST", "/tokens", json={"name": "visitor", "role": "read"})
+    session = await log_in(shared, token["token"])
+    headers = {
+        "token": {"Authorization": f"Bearer {token['token']}"},
+        "session": session,
+        "session made by the session": await follow(shared, await link_through(shared, session)),
+    }[by]
+    other = asyncio.ensure_future(collect(shared, f"/jobs/{job_id}/events"))
+    async with watched(shared, job_id, headers) as streams:
+        await end(shared, token, session)
+        async with asyncio.timeout(3):
+            founds = await asyncio.gather(*streams)
+    assert not [frame for found in founds for frame in found if frame.event.startswith("end")]
+    await let_go(shared, job_id)
+    assert names(await other)[-1] == "end"  # whoever else was there saw it to its end
+
+
+class ClosingGate(sse.Gate):
+    """Open for so many looks."""
+
+    def __init__(self, looks: int) -> None:
+        self._left = looks
+
+    async def open(self) -> bool:
+        self._left -= 1
+        return self._left >= 0
+
+
+async def test_who_was_shut_out_while_its_stream_was_prepared_is_told_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def is_still_in(_request: web.Request) -> bool:
+        return False
+
+    monkeypatch.setattr(sse, "is_still_in", is_still_in)
+    signals = SimpleNamespace(closing=Signal(), access_ended=Signal())
+    app = web.Application()
+    app[CONTEXT] = cast(Context, signals)
+    gate = sse.Gate(make_mocked_request("GET", "/", app=app))
+    assert [frame async for frame in sse.stream(gate, [Brief()])][1:] == []
+
+
+class Brief:
+    """A part that has several frames to say at once, and then no more."""
+
+    changed = Signal()
+    more, done = False, True
+
+    async def turn(self) -> list[bytes]:
+        return [b"one", b"two", b"three"]
+
+
+async def test_a_slow_reader_does_not_get_the_rest_of_a_turn_once_its_access_ended() -> None:
+    stream = sse.stream(ClosingGate(2), [Brief()])
+    assert [frame async for frame in stream][1:] == [b"one", b"two"]
+
+
+async def test_a_stream_ends_when_its_reader_s_session_expires(hasty: Worker) -> None:
+    runs = (WAIT, "while :; do echo busy; sleep 0.01; done")
+    jobs = [await hasty.submit(f"echo begun; {run}") for run in runs]
+    for job_id in jobs:
+        await hasty.wait_for_text(job_id, b"begun\n")
+    session = await log_in(hasty)
+    with contextlib.closing(sqlite3.connect(hasty.data_dir / "ciworker.db")) as store, store:
+        soon = (time.time_ns() // 1000 + 3_000_000, cookie_of(session).partition("_")[0])
+        store.execute("UPDATE session SET expires_at = ? WHERE id = ?", soon)
+    async with watched(hasty, jobs[0], session) as quiet, watched(hasty, jobs[1], session) as busy:
+        async with asyncio.timeout(6):
+            founds = await asyncio.gather(*quiet, *busy)
+    assert time.time_ns() // 1000 >= soon[0]
+    assert not [frame for found in founds for frame in found if frame.event.startswith("end")]
+    for job_id in jobs:
+        await hasty.call("POST", f"/jobs/{job_id}/cancel")
+        await hasty.wait(job_id)
+
+
 # the worker goes down: last in this module
 
 
 async def test_sigterm_closes_streams_without_end_and_they_resume_exactly(shared: Worker) -> None:
-    job_id = await shared.submit("for i in $(seq 120); do echo $i; sleep 0.02; done")
     flooded = await shared.run(f"{SPELL} {FLOOD}")
-    await shared.wait_for_text(job_id, b"20\n")
-    streams = [asyncio.ensure_future(collect(shared, f"/jobs/{job_id}/events")) for _ in range(20)]
-    states = asyncio.ensure_future(collect(shared, "/events"))
-    async with deaf(shared, f"/jobs/{flooded['id']}/events"):
-        await asyncio.sleep(0.2)
+    job_id = await shared.submit(
+        f"for i in $(seq 60); do echo $i; sleep 0.02; done; {WAIT}; seq 61 120"
+    )
+    paths = [f"/jobs/{job_id}/events"] * 20 + [several({job_id: 0})]
+    founds: list[list[Frame]] = [[] for _ in paths]
+    streams = [
+        asyncio.ensure_future(collect(shared, path, found=found))
+        for path, found in zip(paths, founds, strict=True)
+    ]
+    async with deaf(shared, f"/jobs/{flooded['id']}/events"), asyncio.timeout(60):
+        while not all("log" in str(names(found)) for found in founds):
+            await asyncio.sleep(0.01)
         assert await shared.stop(signal.SIGTERM) < 3
-    assert not [frame for frame in await states if frame.event == "end"]
+    await asyncio.gather(*streams)
+    assert not [frame for found in founds for frame in found if frame.event.startswith("end")]
     await shared.start()
-    for stream in streams:
-        found = await stream
-        assert "end" not in names(found)
+    await let_go(shared, job_id)
+    wanted = [(n, str(n)) for n in range(1, 121)]
+    for path, found in zip(paths[:20], founds, strict=False):
         seen = lines(found)
-        assert len(seen) >= 20
-        again = await collect(shared, f"/jobs/{job_id}/events", str(seen[-1][0]))
-        assert seen + lines(again) == [(n, str(n)) for n in range(1, 121)]
+        again = await collect(shared, path, str(seen[-1][0]))
+        assert seen + lines(again) == wanted
         assert again[-1].event == "end"
+    seen = lines_of(job_id, founds[-1])
+    again = await until_all_end(shared, {job_id: len(seen)})
+    assert seen + lines_of(job_id, again) == wanted

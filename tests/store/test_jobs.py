@@ -26,7 +26,7 @@ from ciworker.domain.job import (
     status_of,
 )
 from ciworker.errors import Conflict, Invalid, StoreRefused
-from ciworker.store.jobs import IDEMPOTENCY_WINDOW, Expect, Jobs
+from ciworker.store.jobs import IDEMPOTENCY_WINDOW, Expect, Jobs, Place
 from ciworker.store.session import Database
 from tests.store.lab import NOW, SECOND, chunk, job_id, new_job, new_setup, rows
 
@@ -496,6 +496,26 @@ async def test_the_head_of_the_queue_is_the_oldest_of_the_highest_priority(jobs:
         await jobs.move(head.id, Expect(Status.QUEUED, 0), Status.STARTING, NOW)
 
     assert order == [job_id(number) for number in (1, 3, 0, 4, 2)]
+
+
+async def test_the_place_of_a_job_is_told_in_the_order_of_the_queue(jobs: Jobs) -> None:
+    for number, priority in enumerate((0, 5, -3, 5, 0)):
+        await jobs.add(new_job(number, priority=priority), "me", None)
+    await jobs.add(new_setup(5, priority=9), "", None)
+    waits = await jobs.add(new_job(6, waits=True), "me", None)
+
+    assert [await jobs.place(new_job(n, priority=p)) for n, p in enumerate((0, 5, -3, 5, 0))] == [
+        Place(number, 5) for number in (3, 1, 5, 2, 4)
+    ]
+    assert await jobs.place(waits) is None
+
+
+async def test_a_job_that_has_left_the_queue_has_no_place(jobs: Jobs) -> None:
+    before = await jobs.add(new_job(), "me", None)
+    assert await jobs.place(before) == Place(1, 1)
+    await jobs.move(before.id, Expect(Status.QUEUED, 0), Status.STARTING, NOW)
+
+    assert await jobs.place(before) is None
 
 
 async def test_a_job_in_its_backoff_is_passed_over_until_then(jobs: Jobs) -> None:

@@ -434,6 +434,21 @@ async def test_lines_before_the_first_are_all_lines(
     assert await reader.chunks(job, -5, 10) == [chunk(1, "a", "b")]
 
 
+async def test_packed_chunks_are_the_stored_ones_uncut(
+    database: Database, reader: LogReader, job: str
+) -> None:
+    stored_ones = [chunk(1, "a", "b"), chunk_of([Line(0, Stream.STDERR, 7, b"c", False)], 3)]
+    for one in stored_ones:
+        await insert(database, batch(job, one, one.last))
+
+    for after, expected in ((0, stored_ones), (1, stored_ones), (2, stored_ones[1:]), (3, [])):
+        packed = await reader.packed(job, after, 9)
+        assert [one.unpacked() for one in packed] == expected
+        assert [(one.last, one.whole) for one in packed] == [
+            (one.last, one.runs[0].ended) for one in expected
+        ]
+
+
 async def test_one_read_takes_a_bounded_number_of_bytes(
     database: Database, reader: LogReader, job: str
 ) -> None:

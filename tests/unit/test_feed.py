@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ciworker.domain.log import Chunk, Line, Run, Stream, chunk_of
+from ciworker.domain.log import Chunk, Line, Run, Stream, Unfinished, chunk_of
 from ciworker.feed import feed as module
 from ciworker.feed.feed import RING_BYTES, Feed, Signal, Topic
 
@@ -22,8 +22,10 @@ class Stored:
     def __init__(self) -> None:
         self.kept: list[Chunk] = []
         self.asked: list[int] = []
+        self.sizes: set[int] = set()
 
-    async def chunks(self, job_id: str, after: int, limit: int) -> list[Chunk]:
+    async def chunks(self, job_id: str, after: int, limit: int, size: int) -> list[Chunk]:
+        self.sizes.add(size)
         self.asked.append(after)
         await asyncio.sleep(0)
         start = bisect_left(self.kept, after + 1, key=lambda chunk: chunk.last)
@@ -132,6 +134,24 @@ async def test_a_reader_that_fell_behind_reads_the_store_and_then_the_ring() -> 
 
     assert seen == list(range(1, 41))
     assert stored.asked == [0]  # the rest, and the end, came from the ring
+
+
+async def test_a_reader_may_ask_for_less_at_a_time_and_gets_all_the_same() -> None:
+    stored = Stored()
+    feed = Feed(stored)
+    topic = feed.topic("job")
+    for first in range(1, 31, 3):
+        topic.append(lines_of(first, 3, 10))
+
+    seen: list[int] = []
+    while found := await feed.read("job", seen[-1] if seen else 0, 80):
+        assert len(found) == 1 or sum(len(chunk.data) for chunk in found) <= 80
+        seen += numbers(found)
+
+    assert seen == list(range(1, 31))
+    assert stored.asked == []
+    assert await feed.read("other", 0, 80) == []
+    assert stored.sizes == {80}
 
 
 async def test_of_a_job_without_ring_the_store_is_read() -> None:
@@ -260,6 +280,23 @@ async def test_a_change_at_the_very_timeout_is_told() -> None:
     assert await waiting == (signal.version != before)
 
 
+async def test_whoever_waits_for_several_signals_is_woken_by_each() -> None:
+    several, either = [Signal() for _ in range(3)], Signal()
+    with several[0].relayed(either), several[1].relayed(either), several[2].relayed(either):
+        for signal in several:
+            seen = either.version
+            waiting = asyncio.create_task(either.wait(seen, timeout=60))
+            await asyncio.sleep(0)
+            signal.fire()
+            assert await asyncio.wait_for(waiting, 1)
+            assert either.version == seen + 1
+
+    seen = either.version
+    for signal in several:
+        signal.fire()
+    assert either.version == seen
+
+
 async def test_a_cancelled_waiter_is_cancelled() -> None:
     signal = Signal()
     waiting = asyncio.create_task(signal.wait(signal.version, timeout=60))
@@ -293,7 +330,56 @@ async def test_10_000_waiters_are_each_woken_once() -> None:
     assert woken == 20_000
 
 
+# -- what has no newline yet
+
+
+def unfinished(stream: Stream, text: str) -> dict[Stream, Unfinished]:
+    return {stream: Unfinished(stream, 7, text)}
+
+
+def test_what_is_unfinished_is_seen_from_the_end_of_the_log_alone() -> None:
+    topic, shown = Topic(), unfinished(Stream.STDOUT, "dots ..")
+    topic.append(lines_of(1, 5))
+    topic.show_unfinished(shown, 5)
+
+    assert topic.unfinished(5) == shown
+    assert topic.unfinished(4) is None  # whoever is behind
+    assert topic.unfinished(6) is None  # whoever read the store before the line was shown
+
+
+def test_what_is_unfinished_goes_when_a_line_of_its_stream_comes() -> None:
+    topic = Topic()
+    out, err = unfinished(Stream.STDOUT, "out"), unfinished(Stream.STDERR, "err")
+    topic.show_unfinished(out | err, 0)
+
+    topic.append(lines_of(1, 1))
+
+    assert topic.unfinished(1) == err
+    assert topic.unfinished(0) is None
+
+
+def test_only_what_changed_is_told() -> None:
+    topic, shown = Topic(), unfinished(Stream.STDOUT, "dots ..")
+    versions = []
+    for texts in (shown, dict(shown), {}, {}):
+        topic.show_unfinished(texts, 0)
+        versions.append(topic.changed.version)
+    assert versions == [1, 1, 2, 2]
+
+
 # -- topics
+
+
+def test_a_topic_knows_the_last_line_that_is_stored() -> None:
+    feed = Feed(Stored())
+    assert feed.last_line("job") == 0
+    assert len(feed._topics) == 0
+
+    topic = feed.topic("job")
+    topic.show_unfinished({}, 40)
+    assert feed.last_line("job") == 40
+    topic.append(lines_of(41, 5))
+    assert feed.last_line("job") == 45
 
 
 async def test_a_topic_lives_as_long_as_somebody_holds_it() -> None:

@@ -175,6 +175,13 @@ def test_settings_can_not_be_changed_later(loaded: Loaded) -> None:
 @pytest.mark.parametrize(
     ("name", "written", "value"),
     [
+        ("public_url", "", None),
+        ("public_url", "https://ci.example.org", "https://ci.example.org"),
+        ("public_url", "HTTPS://CI.example.org:443/", "https://ci.example.org"),
+        ("public_url", "http://ci:8480", "http://ci:8480"),
+        ("public_url", "http://ci:80/", "http://ci"),
+        ("public_url", "https://[2001:DB8::1]:8443", "https://[2001:db8::1]:8443"),
+        ("public_url", "https://b\u00fccher.example", "https://xn--bcher-kva.example"),
         ("no_output_timeout", "10m", 600.0),
         ("stop_grace", "90", 90.0),
         ("job_timeout", "1.5h", 5400.0),
@@ -290,6 +297,23 @@ def test_a_mount_that_is_not_read_only_or_not_absolute_is_refused(
 ) -> None:
     assert refusal(loaded, f'job_mounts = ["/x:/y:ro", "{mount}"]') == (
         f"setting job_mounts.1: {mount!r} has to be SOURCE:TARGET:ro, both paths absolute"
+    )
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "ci.example.org", "ci.example.org:8480", "//ci.example.org", "ftp://ci.example.org",
+        "https://", "https:///", "https://ci.example.org/ci", "https://ci.example.org/ci/",
+        "https://ci.example.org?", "https://ci.example.org/?a=b", "https://ci.example.org/#",
+        "https://me@ci.example.org", "https://me:secret@ci.example.org",
+        "https://:secret@ci.example.org", "https://ci.example.org:99999", "https://ci example.org",
+        "-", " ",
+    ],
+)  # fmt: skip
+def test_a_public_url_that_is_no_origin_is_refused(loaded: Loaded, url: str) -> None:
+    assert refusal(loaded, public_url=url) == (
+        "setting public_url: has to be https://HOST[:PORT], such as https://ci.example.org"
     )
 
 

@@ -284,6 +284,28 @@ def test_what_has_no_newline_yet_is_counted_as_unfinished(data: st.DataObject) -
     assert splitter.unfinished == len(written) < PIECE
 
 
+@given(st.text(st.sampled_from("aé→😀\x1b"), max_size=40), st.integers(1, 60))
+def test_the_tail_of_an_unfinished_line_is_its_last_whole_characters(text: str, size: int) -> None:
+    splitter = LineSplitter()
+    assert list(splitter.feed(text.encode())) == []
+
+    tail = splitter.tail(size)
+
+    assert text.endswith(tail)
+    cut_off = len(text.encode()) - len(tail.encode())
+    assert max(0, len(text.encode()) - size) <= cut_off <= max(0, len(text.encode()) - size + 3)
+
+
+def test_a_tail_leaves_out_the_character_of_which_the_rest_is_to_come() -> None:
+    splitter = LineSplitter()
+    list(splitter.feed("one\n50 €".encode()[:-1]))
+    assert splitter.tail(100) == "50 "
+    list(splitter.feed("€".encode()[-1:]))
+    assert splitter.tail(100) == "50 €"
+    list(splitter.feed(b"\xff!"))
+    assert splitter.tail(100) == "50 €\ufffd!"
+
+
 def test_whole_lines_that_arrive_together_stay_together() -> None:
     assert list(LineSplitter().feed(b"a\nb\n\nrest")) == [Cut(b"a\nb\n\n", 3, True)]
 
@@ -342,13 +364,24 @@ def test_a_chunk_after_a_line_is_all_that_comes_behind_it(lines: list[Line], fir
 
 
 @given(lines_of_a_job, firsts)
+def test_a_chunk_up_to_a_line_is_all_that_comes_before_and_that_line(
+    lines: list[Line], first: int
+) -> None:
+    chunk = chunk_of(lines, first)
+    for number in range(first - 2, first + len(lines) + 2):
+        head = chunk.upto(number)
+        assert list(head.lines()) == [each for each in chunk.lines() if each.number <= number]
+        assert head.first == first
+
+
+@given(lines_of_a_job, firsts)
 def test_cutting_a_chunk_in_two_and_joining_the_lines_loses_nothing(
     lines: list[Line], first: int
 ) -> None:
     assume(lines)
     chunk = chunk_of(lines, first)
     middle = first + len(lines) // 2
-    head = [line for line in chunk.lines() if line.number <= middle]
+    head = chunk.upto(middle).lines()
     assert chunk_of([*head, *chunk.after(middle).lines()], first) == chunk
 
 
