@@ -6,13 +6,14 @@ no redirect is followed, so it can't be carried to another host.
 """
 
 import io
+import json
 import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
-from typing import IO, Self, cast
+from typing import IO, Protocol, Self, cast
 from urllib.parse import quote, urlencode, urlsplit
 
 import urllib3
@@ -42,6 +43,16 @@ class Probe:
     date: str | None
 
 
+class Listener(Protocol):
+    """Hears how an upload goes."""
+
+    def sent(self, done: int, total: int) -> None:
+        """So many bytes of the archive have gone out."""
+
+    def again(self, reason: str) -> None:
+        """It failed, and begins anew."""
+
+
 class Api:
     """A context manager; not for use by several threads."""
 
@@ -68,8 +79,10 @@ class Api:
     ) -> None:
         self._pool.close()
 
-    def job(self, job_id: str) -> Job:
-        return Job.parse(self._json("GET", f"{PREFIX}/jobs/{quote(job_id, safe='')}"))
+    def job(self, job_id: str, *, patience: float = READ_TIMEOUT) -> Job:
+        """In detail; `patience`: seconds to wait for a connection, and then for the answer."""
+        path = f"{PREFIX}/jobs/{quote(job_id, safe='')}"
+        return Job.parse(self._json("GET", path, patience=patience))
 
     def jobs(self, params: Params) -> Page:
         return parse_page(self._json("GET", f"{PREFIX}/jobs", params))
@@ -79,6 +92,16 @@ class Api:
 
     def retry(self, job_id: str) -> Job:
         return Job.parse(self._json("POST", f"{PREFIX}/jobs/{quote(job_id, safe='')}/retry"))
+
+    def login_link(self, page: str) -> str:
+        """A one-time link that ends on this page, such as `/jobs/ID`; raises Nonsense if none."""
+        headers = {"Content-Type": "application/json"}
+        body = json.dumps({"next": page}).encode()
+        answer = self._json("POST", f"{PREFIX}/login-codes", headers=headers, body=body)
+        link = as_object(answer).get("url")
+        if not isinstance(link, str):
+            raise Nonsense("the server sent no link: is this a ciworker?")
+        return link
 
     def resync(self) -> Mapping[str, object]:
         return as_object(self._json("POST", f"{PREFIX}/resync"))
@@ -90,6 +113,7 @@ class Api:
         size: int,
         key: str,
         *,
+        listener: "Listener",
         sleep: Callable[[float], None] = time.sleep,
     ) -> Job:
         """Uploads `size` bytes of the archive from its start.
@@ -99,11 +123,12 @@ class Api:
         """
         for attempt in range(1, SUBMIT_ATTEMPTS + 1):
             try:
-                return self._submit_once(spec, archive, size, key)
+                return self._submit_once(Multipart(spec, archive, size, listener.sent), key)
             except Unreachable as error:
                 first_contact = attempt == 1 and error.cause != "lost"
                 if first_contact or attempt == SUBMIT_ATTEMPTS:
                     raise
+                listener.again(str(error))
                 sleep(0.25 * 2**attempt)
         raise AssertionError("the last attempt returns or raises")
 
@@ -133,9 +158,7 @@ class Api:
             response.release_conn()
         return Probe(response.status, _detail(response, body), response.headers.get("Date"))
 
-    def _submit_once(self, spec: bytes, archive: IO[bytes], size: int, key: str) -> Job:
-        archive.seek(0)
-        body = Multipart(spec, archive, size)
+    def _submit_once(self, body: "Multipart", key: str) -> Job:
         headers = {
             "Content-Type": body.content_type,
             "Content-Length": str(body.length),
@@ -150,10 +173,13 @@ class Api:
         params: Params | None = None,
         *,
         headers: Mapping[str, str] | None = None,
-        body: "Multipart | None" = None,
+        body: "Multipart | bytes | None" = None,
+        patience: float = READ_TIMEOUT,
     ) -> object:
-        response = self._open(path, params, method=method, headers=headers, body=body)
-        with _translated(READ_TIMEOUT):
+        response = self._open(
+            path, params, method=method, headers=headers, silence=patience, body=body
+        )
+        with _translated(patience):
             content = response.read()
             response.release_conn()
         self._raise_for(response, content)
@@ -187,7 +213,7 @@ class Api:
         method: str = "GET",
         headers: Mapping[str, str] | None = None,
         silence: float = READ_TIMEOUT,
-        body: "Multipart | None" = None,
+        body: "Multipart | bytes | None" = None,
     ) -> urllib3.BaseHTTPResponse:
         given = {name: value for name, value in (params or {}).items() if value is not None}
         target = self._base + path + ("?" + urlencode(given) if given else "")
@@ -195,11 +221,11 @@ class Api:
             return self._pool.urlopen(
                 method,
                 target,
-                body=cast(IO[bytes] | None, body),  # urllib3 calls read alone
+                body=cast(IO[bytes] | bytes | None, body),  # urllib3 calls read alone
                 headers={**self._headers, **(headers or {})},
                 retries=False,
                 redirect=False,
-                timeout=urllib3.Timeout(connect=CONNECT_TIMEOUT, read=silence),
+                timeout=urllib3.Timeout(connect=min(CONNECT_TIMEOUT, silence), read=silence),
                 preload_content=False,
             )
 
@@ -223,9 +249,15 @@ class Api:
 
 
 class Multipart:
-    """The body of a submit as a stream of known length; the archive is never held in memory."""
+    """The body of a submit as a stream of known length; the archive is never held in memory.
 
-    def __init__(self, spec: bytes, archive: IO[bytes], size: int) -> None:
+    `tell` hears how many bytes of the archive have gone out, and how many there are.
+    """
+
+    def __init__(
+        self, spec: bytes, archive: IO[bytes], size: int, tell: Callable[[int, int], None]
+    ) -> None:
+        archive.seek(0)
         boundary = f"ciclient-{secrets.token_hex(16)}"
         head = (
             f"--{boundary}\r\n"
@@ -242,12 +274,14 @@ class Multipart:
         self.length = len(head) + len(middle) + size + len(tail)
         self._before = io.BytesIO(head + middle)
         self._archive = archive
-        self._left = size
+        self._size = self._left = size
+        self._tell = tell
         self._after = io.BytesIO(tail)
 
     def read(self, amount: int = BLOCK) -> bytes:
         if block := self._before.read(amount):
             return block
+        self._tell(self._size - self._left, self._size)  # who asks for more has sent what it had
         if self._left == 0:
             return self._after.read(amount)
         block = self._archive.read(min(amount, self._left))

@@ -6,7 +6,7 @@ A command imports what it needs when it runs: nothing here may slow down the fir
 import json
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -22,7 +22,7 @@ from ciclient.terminal import Terminal
 if TYPE_CHECKING:
     from ciclient.api import Api, Params
     from ciclient.config import Access
-    from ciclient.pack import Archive
+    from ciclient.submit import Prepared
     from ciclient.wire import Job
 
 app = typer.Typer(
@@ -48,8 +48,23 @@ JobReference = Annotated[
         "left out: the newest job submitted from this folder.",
     ),
 ]
+Source = Annotated[
+    Path, typer.Argument(metavar="PATH", help="A folder, or a ready tar or zip file.")
+]
+Detach = Annotated[bool, typer.Option("--detach", "--async", help="Print the id alone and return.")]
+Network = Annotated[
+    bool | None, typer.Option("--network/--no-network", help="Access to the network.")
+]
+Rebuild = Annotated[
+    bool, typer.Option("--rebuild", help="Run the setup anew; later jobs use what it makes.")
+]
+NoCache = Annotated[
+    bool, typer.Option("--no-cache", help="Run the setup for this job alone; keep nothing of it.")
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="List what would be packed; send nothing.")]
 Raw = Annotated[bool, typer.Option("--raw", help="Let all control sequences of the job through.")]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document.")]
+LAST_PATIENCE = 2.0  # seconds that a verdict may wait for what is told besides
 JobStatus = Literal["queued", "starting", "running", "completed", "cancelled", "failed"]
 
 
@@ -84,37 +99,19 @@ def everywhere(context: typer.Context, server: Server = None, token_file: TokenF
 def submit(
     *,
     context: typer.Context,
-    path: Annotated[
-        Path,
-        typer.Argument(
-            metavar="PATH",
-            help="A folder, or a ready tar or zip file.",
-        ),
-    ] = Path(),
-    detach: Annotated[
-        bool, typer.Option("--detach", "--async", help="Print the id alone and return.")
-    ] = False,
+    path: Source = Path(),
+    detach: Detach = False,
     image: Annotated[str | None, typer.Option(help="Container image.")] = None,
     timeout: Annotated[str | None, typer.Option(help="For example 90s, 10m, 2h.")] = None,
     memory: Annotated[str | None, typer.Option(help="For example 512m, 2g.")] = None,
     cpus: Annotated[float | None, typer.Option(help="For example 2 or 0.5.")] = None,
-    network: Annotated[
-        bool | None, typer.Option("--network/--no-network", help="Access to the network.")
-    ] = None,
+    network: Network = None,
     env: Annotated[list[str] | None, typer.Option(metavar="K=V", help="Repeatable.")] = None,
     priority: Annotated[int | None, typer.Option(help="Higher runs earlier.")] = None,
     project: Annotated[str | None, typer.Option(help="The job's project.")] = None,
-    rebuild: Annotated[
-        bool,
-        typer.Option("--rebuild", help="Run the setup anew; later jobs use what it makes."),
-    ] = False,
-    no_cache: Annotated[
-        bool,
-        typer.Option("--no-cache", help="Run the setup for this job alone; keep nothing of it."),
-    ] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="List what would be packed; send nothing.")
-    ] = False,
+    rebuild: Rebuild = False,
+    no_cache: NoCache = False,
+    dry_run: DryRun = False,
     raw: Raw = False,
     server: Server = None,
     token_file: TokenFile = None,
@@ -125,36 +122,28 @@ def submit(
 
     Exit codes: 0 passed, 1 completed without success, 3 no verdict, 4 cancelled.
     """
-    from ciclient.submit import Overrides, list_contents, prepared
-
     terminal = Terminal()
-    overrides = Overrides(
-        image=image,
-        timeout=timeout,
-        memory=memory,
-        cpus=options.cpus(cpus),
-        network=network,
-        env=options.environment(env or []),
-        priority=priority,
-        project=project,
-        cache=options.cache(rebuild=rebuild, no_cache=no_cache),
-        command=options.command(context.obj),
-    )
-    if dry_run:
-        list_contents(path, terminal)
-        return
-    access = _access(terminal, server, token_file)
-    with (
-        prepared(path, overrides, terminal) as (spec, archive),
-        _connected(terminal, access) as api,
-    ):
-        job = _send(api, spec, archive)
-        _remember(terminal, api, job)
-        if detach:
-            terminal.out_line(clean(job.id))
+    with terminal.noting(f"looking at {path.resolve()}"):
+        from ciclient.submit import Overrides, list_contents, prepared
+
+        overrides = Overrides(
+            image=image,
+            timeout=timeout,
+            memory=memory,
+            cpus=options.cpus(cpus),
+            network=network,
+            env=options.environment(env or []),
+            priority=priority,
+            project=project,
+            cache=options.cache(rebuild=rebuild, no_cache=no_cache),
+            command=options.command(context.obj),
+        )
+        if dry_run:
+            list_contents(path, terminal)
             return
-        terminal.say(f"submitted {job.id}")
-        raise typer.Exit(_follow(terminal, api, job, {"from": 1}, raw=raw, established=True))
+        access = _access(terminal, server, token_file)
+        with prepared(path, overrides, terminal) as parts, _connected(terminal, access) as api:
+            raise typer.Exit(_submit(terminal, api, parts, detach=detach, raw=raw))
 
 
 @app.command()
@@ -175,7 +164,10 @@ def follow(
     terminal = Terminal()
     start: Params = {"now": 1} if now else {"from": 1} if tail is None else {"tail": tail}
     with _connection(terminal, server, token_file) as api:
-        raise typer.Exit(_follow(terminal, api, find_job(api, job), start, raw=raw))
+        found = find_job(api, job)
+        with detachable(found.id):
+            ended = _shown(terminal, api, found, start, raw=raw)
+        raise typer.Exit(_concluded(terminal, api, ended, raw=raw))
 
 
 @app.command()
@@ -199,7 +191,9 @@ def wait(
     terminal = Terminal()
     seconds = None if timeout is None else options.duration(timeout)
     with time_limit(seconds), _connection(terminal, server, token_file) as api:
-        ended = _wait(terminal, api, find_job(api, job), from_beginning=from_beginning, raw=raw)
+        found = find_job(api, job)
+        with detachable(found.id):
+            ended = _waited(terminal, api, found, from_beginning=from_beginning, raw=raw)
     terminal.out_line(verdict(ended, datetime.now(UTC)))
     raise typer.Exit(exit_code(ended))
 
@@ -328,6 +322,29 @@ def resync(server: Server = None, token_file: TokenFile = None) -> None:
         terminal.out_line(report.resync(api.resync()))
 
 
+@app.command("open")
+def open_page(
+    job: JobReference = None,
+    print_only: Annotated[
+        bool, typer.Option("--print", help="Print the link instead of opening it.")
+    ] = False,
+    server: Server = None,
+    token_file: TokenFile = None,
+) -> None:
+    """Open a job's page in the browser, logged in; without any job here, the list's."""
+    from ciclient.open import page_of, show, usable_link
+
+    terminal = Terminal()
+    with _connection(terminal, server, token_file) as api:
+        page = page_of(api, job)
+        link = usable_link(api.login_link(page), api.access.server)
+    if not print_only and show(link):
+        terminal.say(f"opened {page} in the browser")
+        return
+    terminal.out_line(clean(link))
+    terminal.say("the link is good for one use, within 5 minutes")
+
+
 @app.command()
 def login(
     url: Annotated[str, typer.Argument(metavar="URL", help="Such as http://127.0.0.1:8480.")],
@@ -363,7 +380,35 @@ def doctor(as_json: AsJson = False, server: Server = None, token_file: TokenFile
     raise typer.Exit(0 if healthy(checks) else 1)
 
 
-def _follow(
+def _submit(terminal: Terminal, api: "Api", parts: "Prepared", *, detach: bool, raw: bool) -> int:
+    """Sends it, follows the job unless that is to be left alone, and returns the exit code."""
+    job = _send(api, parts)
+    with detachable(job.id):
+        _remember(terminal, api, job)
+        if detach:
+            terminal.out_line(clean(job.id))
+            return 0
+        terminal.say(f"submitted {job.id}")
+        ended = _shown(terminal, api, job, {"from": 1}, raw=raw, established=True)
+    return _concluded(terminal, api, ended, raw=raw)
+
+
+def _send(api: "Api", parts: "Prepared") -> "Job":
+    from secrets import token_urlsafe
+
+    archive = parts.archive
+    try:
+        return api.submit(
+            parts.spec, archive.file, archive.size, token_urlsafe(24), listener=parts.progress
+        )
+    except KeyboardInterrupt:
+        raise Detached(
+            "interrupted before the server confirmed the job: `ciclient list` shows "
+            "whether it is there"
+        ) from None
+
+
+def _shown(
     terminal: Terminal,
     api: "Api",
     job: "Job",
@@ -371,30 +416,39 @@ def _follow(
     *,
     raw: bool,
     established: bool = False,
-) -> int:
-    """Shows a job to its end, says how it ended, and returns the exit code."""
+) -> "Job":
+    """Shows a job to its end."""
     from ciclient.follow import JobStream
-    from ciclient.report import exit_code, next_steps, verdict
     from ciclient.views import PlainView, watch
 
     stream = JobStream(api, job, start, established=established)
     if not terminal.live or raw:
-        with detachable(job.id):
-            ended = watch(stream, PlainView(terminal, raw=raw))
-        terminal.say(next_steps(ended))
-        terminal.say(verdict(ended, datetime.now(UTC)))
+        return watch(stream, PlainView(terminal, raw=raw))
+    from ciclient.live import LiveView
+
+    return watch(stream, LiveView(terminal, api.access, job))
+
+
+def _concluded(terminal: Terminal, api: "Api", ended: "Job", *, raw: bool) -> int:
+    """Says how a job ended that was shown, and returns the exit code."""
+    from ciclient.report import exit_code, next_steps, verdict
+
+    # the stream does not bring its phases; without them the verdict is as good
+    with suppress(ClientError, KeyboardInterrupt):
+        ended = api.job(ended.id, patience=LAST_PATIENCE)
+    now, server = datetime.now(UTC), api.access.server
+    if not terminal.live or raw:
+        terminal.say("\n".join([*next_steps(ended, server), verdict(ended, now)]))
         return exit_code(ended)
+    from ciclient.live import closing
 
-    from ciclient.live import LiveView, styled_verdict
-
-    with detachable(job.id):
-        ended = watch(stream, LiveView(terminal, job))
-    terminal.out_line(next_steps(ended))
-    terminal.out_line(styled_verdict(ended, datetime.now(UTC)))
+    terminal.out_line(closing(ended, server, now, terminal.size.columns))
     return exit_code(ended)
 
 
-def _wait(terminal: Terminal, api: "Api", job: "Job", *, from_beginning: bool, raw: bool) -> "Job":
+def _waited(
+    terminal: Terminal, api: "Api", job: "Job", *, from_beginning: bool, raw: bool
+) -> "Job":
     from ciclient.follow import JobStream
     from ciclient.views import PlainView, QuietView, watch
 
@@ -402,20 +456,7 @@ def _wait(terminal: Terminal, api: "Api", job: "Job", *, from_beginning: bool, r
         return job
     view = PlainView(terminal, raw=raw) if from_beginning else QuietView(terminal)
     start: Params = {"from": 1} if from_beginning else {"now": 1}
-    with detachable(job.id):
-        return watch(JobStream(api, job, start), view)
-
-
-def _send(api: "Api", spec: bytes, archive: "Archive") -> "Job":
-    from secrets import token_urlsafe
-
-    try:
-        return api.submit(spec, archive.file, archive.size, token_urlsafe(24))
-    except KeyboardInterrupt:
-        raise Detached(
-            "interrupted before the server confirmed the job: `ciclient list` shows "
-            "whether it is there"
-        ) from None
+    return watch(JobStream(api, job, start), view)
 
 
 def _access(terminal: Terminal, server: str | None, token_file: Path | None) -> "Access":
@@ -456,10 +497,11 @@ def _table(terminal: Terminal, jobs: "tuple[Job, ...]") -> str:
     if terminal.live:
         from ciclient.live import job_table
 
-        return job_table(jobs, now)
+        return job_table(jobs, now, terminal.size.columns)
     from ciclient.report import HEADINGS, aligned, row
 
-    return "\n".join(aligned([HEADINGS, *(row(job, now) for job in jobs)]))
+    width = terminal.size.columns if terminal.on_tty else None
+    return "\n".join(aligned([HEADINGS, *(row(job, now) for job in jobs)], width))
 
 
 def _login_token(token_file: Path | None) -> str:
@@ -475,8 +517,5 @@ def _login_token(token_file: Path | None) -> str:
 
 
 def _report(error: ClientError) -> int:
-    try:
-        Terminal().say(f"{error}" if isinstance(error, Detached) else f"error: {error}")
-    except OutputClosed as closed:
-        return closed.exit_code
+    Terminal().say(f"{error}" if isinstance(error, Detached) else f"error: {error}")
     return error.exit_code

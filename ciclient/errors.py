@@ -63,7 +63,11 @@ class Detached(ClientError):
     exit_code = 130
 
 
-class OutputClosed(ClientError):
+class OutputFailed(ClientError):
+    """What should be shown can't be written, as on a full disk."""
+
+
+class OutputClosed(OutputFailed):
     """Whoever read our stdout has gone, as `head` does; 141 is what SIGPIPE would have made."""
 
     exit_code = 141

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from ciclient.errors import TryAgain, Unreachable
 from ciclient.sse import Parser, ServerEvent
-from ciclient.wire import Job, Record, loads, parse_records
+from ciclient.wire import Job, Record, Unfinished, loads, parse_records, parse_unfinished
 
 if TYPE_CHECKING:
     from ciclient.api import Api, Params
@@ -24,6 +24,14 @@ LONGEST_PAUSE = 15.0
 @dataclass(frozen=True, slots=True)
 class Lines:
     records: tuple[Record, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Partial:
+    """What stands below the lines for now; lines of its stream, a lost connection and the end
+    take it away without a word."""
+
+    unfinished: Unfinished
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +63,7 @@ class Reconnected:
     pass
 
 
-Event = Lines | Missing | Changed | Ended | Reconnecting | Reconnected
+Event = Lines | Partial | Missing | Changed | Ended | Reconnecting | Reconnected
 
 
 class _Gap(Exception):
@@ -131,6 +139,8 @@ class JobStream:
     def _handle(self, event: ServerEvent) -> Iterator[Event]:
         if event.name == "log":
             yield from self._lines(event)
+        elif event.name == "partial":
+            yield Partial(parse_unfinished(loads(b"\n".join(event.data))))
         elif event.name == "status":
             self._job = _job_of(event)
             yield Changed(self._job)

@@ -1,12 +1,13 @@
-"""What Ctrl-C and the time limit of `wait` do to a command that only watches."""
+"""What signals do to a command that only watches: Ctrl-C, Ctrl-Z, SIGTERM, the limit of `wait`."""
 
 import os
 import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from types import FrameType
 from typing import Never
 
+from ciclient import echo
 from ciclient.errors import Detached, WaitTimeout
 from ciclient.report import come_back
 
@@ -27,6 +28,7 @@ def detachable(job_id: str) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
+        echo.restore()  # the view may have been interrupted before it was open
         # the handler for the second stays: to say goodbye may block too
         raise Detached(f"\ndetached, the job runs on\n{come_back(job_id)}") from None
     finally:
@@ -40,7 +42,35 @@ def _first_interrupt(signum: int, frame: FrameType | None) -> Never:
 
 
 def _second_interrupt(signum: int, frame: FrameType | None) -> Never:
+    echo.restore()
     os._exit(INTERRUPTED)
+
+
+@contextmanager
+def tidying(
+    tidied: Callable[[], AbstractContextManager[None]], go_on: Callable[[], None]
+) -> Iterator[None]:
+    """SIGTERM ends the process, and Ctrl-Z stops it, within `tidied`; SIGCONT calls `go_on`.
+
+    Where one of them is ignored, or another's, it stays so.
+    """
+
+    def leave(signum: int, frame: FrameType | None) -> None:
+        with tidied():
+            signal.signal(signum, signal.SIG_DFL)
+            signal.raise_signal(signum)
+            signal.signal(signum, leave)  # it was stopped, and goes on
+
+    def continued(signum: int, frame: FrameType | None) -> None:
+        go_on()
+
+    handlers = {signal.SIGTERM: leave, signal.SIGTSTP: leave, signal.SIGCONT: continued}
+    with ExitStack() as restored:
+        for signum, handler in handlers.items():
+            if signal.getsignal(signum) == signal.SIG_DFL:
+                signal.signal(signum, handler)
+                restored.callback(signal.signal, signum, signal.SIG_DFL)
+        yield
 
 
 @contextmanager

@@ -10,11 +10,11 @@ import stat
 import tarfile
 import tempfile
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, cast
+from typing import IO, NamedTuple, cast
 
 import zstandard
 
@@ -28,6 +28,14 @@ ATTEMPTS = 2
 _LEVEL = 3
 _TAR_BLOCK = 512
 _KINDS = "tar, tar.gz, tar.zst or zip"
+
+
+class Count(NamedTuple):
+    files: int
+    size: int  # in bytes
+
+
+Told = Callable[[Count, Count], None]  # what is packed, and the whole of it
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,12 +52,38 @@ class _Changed(Exception):
         self.name = name
 
 
+class _Meter:
+    """Counts the files of a tree and their bytes, and tells each time."""
+
+    def __init__(self, tree: Tree, tell: Told) -> None:
+        self._done, self._whole = Count(0, 0), Count(tree.files, tree.size)
+        self._tell = tell
+
+    def read(self, size: int) -> None:
+        self._add(Count(0, size))
+
+    def file_done(self) -> None:
+        self._add(Count(1, 0))
+
+    def _add(self, more: Count) -> None:
+        self._done = Count(self._done.files + more.files, self._done.size + more.size)
+        self._tell(self._done, self._whole)
+
+
+def _unheard(_done: Count, _whole: Count) -> None:
+    pass
+
+
 @contextmanager
-def packed(tree: Tree) -> Iterator[Archive]:
-    """Raises Usage for a file that can't be read, or that changes each time it is read."""
+def packed(tree: Tree, tell: Told = _unheard) -> Iterator[Archive]:
+    """Raises Usage for a file that can't be read, or that changes each time it is read.
+
+    `tell` hears how much is packed, at least once for each file. A tree that changed meanwhile is
+    packed anew: then it begins anew, with the tree as it is now.
+    """
     with tempfile.SpooledTemporaryFile(max_size=IN_MEMORY) as spool:
         file = cast(IO[bytes], spool)
-        _pack_steadily(tree, file)
+        _pack_steadily(tree, file, tell)
         length = file.tell()
         file.seek(0)
         yield Archive(file, length)
@@ -78,8 +112,9 @@ def check_archive(path: Path, file: IO[bytes]) -> None:
         raise Usage(f"{path} is no archive: send a folder, or a {_KINDS} file")
 
 
-def write_tar(tree: Tree, out: IO[bytes]) -> None:
+def write_tar(tree: Tree, out: IO[bytes], tell: Told = _unheard) -> None:
     """Sorted, owned by nobody, with the executable bit as the only mode that is kept."""
+    meter = _Meter(tree, tell)
     compressor = zstandard.ZstdCompressor(level=_LEVEL)
     with (
         compressor.stream_writer(out, closefd=False) as stream,
@@ -93,12 +128,14 @@ def write_tar(tree: Tree, out: IO[bytes]) -> None:
         ) as archive,
     ):
         for entry in tree.entries:
-            _add(archive, tree.root, entry)
+            _add(archive, tree.root, entry, meter)
+            if entry.kind != "folder":
+                meter.file_done()
 
 
 def summary(tree: Tree, changes: int | None) -> str:
     text = f"{plural(tree.files, 'file')}, {size(tree.size)}"
-    return f"{text}, with uncommitted changes in {changes}" if changes else text
+    return f"{text}, with uncommitted changes in {changes:,}" if changes else text
 
 
 def largest(tree: Tree) -> str | None:
@@ -122,11 +159,11 @@ def default_project(root: Path) -> str | None:
     return root.name or None
 
 
-def _pack_steadily(tree: Tree, file: IO[bytes]) -> None:
+def _pack_steadily(tree: Tree, file: IO[bytes], tell: Told) -> None:
     """Packs once more, from a new look, when the tree changed underneath."""
     for attempt in range(1, ATTEMPTS + 1):
         try:
-            write_tar(tree, file)
+            write_tar(tree, file, tell)
         except _Changed as change:
             if attempt == ATTEMPTS:
                 raise Usage(
@@ -140,10 +177,10 @@ def _pack_steadily(tree: Tree, file: IO[bytes]) -> None:
             return
 
 
-def _add(archive: tarfile.TarFile, root: Path, entry: Entry) -> None:
+def _add(archive: tarfile.TarFile, root: Path, entry: Entry, meter: _Meter) -> None:
     member = tarfile.TarInfo(entry.name)
     if entry.kind == "file":
-        _add_file(archive, root, member)
+        _add_file(archive, root, member, meter)
         return
     member.mode = 0o755
     member.mtime = 0
@@ -154,7 +191,7 @@ def _add(archive: tarfile.TarFile, root: Path, entry: Entry) -> None:
     archive.addfile(member)
 
 
-def _add_file(archive: tarfile.TarFile, root: Path, member: tarfile.TarInfo) -> None:
+def _add_file(archive: tarfile.TarFile, root: Path, member: tarfile.TarInfo, meter: _Meter) -> None:
     # neither through a link nor waiting for a FIFO, whatever took the file's place by now
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     try:
@@ -170,20 +207,22 @@ def _add_file(archive: tarfile.TarFile, root: Path, member: tarfile.TarInfo) -> 
         member.size = status.st_size
         member.mtime = int(status.st_mtime)
         member.mode = 0o755 if status.st_mode & 0o111 else 0o644
-        archive.addfile(member, cast(IO[bytes], _Whole(file, member.name)))
+        archive.addfile(member, cast(IO[bytes], _Whole(file, member.name, meter)))
 
 
 class _Whole:
     """A file that says when it ends before the size it had when it was opened."""
 
-    def __init__(self, file: IO[bytes], name: str) -> None:
+    def __init__(self, file: IO[bytes], name: str, meter: _Meter) -> None:
         self._file = file
         self._name = name
+        self._meter = meter
 
     def read(self, amount: int) -> bytes:
         block = self._file.read(amount)
         if len(block) < amount:
             raise _Changed(self._name)
+        self._meter.read(len(block))
         return block
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from ciclient import git
 from ciclient.errors import Usage
 from ciclient.pack import Archive, default_project, largest, packed, ready_file, summary
+from ciclient.progress import Progress
 from ciclient.report import size
 from ciclient.sanitise import clean
 from ciclient.terminal import Terminal
@@ -34,26 +35,35 @@ class Overrides:
         return {key: value for key, value in asdict(self).items() if value is not None}
 
 
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """The parts of a submit, and who shows how far they are sent."""
+
+    spec: bytes
+    archive: Archive
+    progress: Progress
+
+
 @contextmanager
-def prepared(
-    path: Path, overrides: Overrides, terminal: Terminal
-) -> Iterator[tuple[bytes, Archive]]:
+def prepared(path: Path, overrides: Overrides, terminal: Terminal) -> Iterator[Prepared]:
     """Raises Usage, before anything is sent, for a path that can't be packed."""
     root = _existing(path)
     spec = overrides.as_spec()
     if not root.is_dir():
         with ready_file(root) as archive:
             terminal.say(f"sending {root.name} as it is, {size(archive.size)}")
-            yield _encoded(spec), archive
+            yield Prepared(_encoded(spec), archive, Progress(terminal))
         return
     tree = look_at(root)
     vcs = git.describe(root)
-    _tell(terminal, tree, vcs)
+    changes = None if vcs is None else vcs.changes
+    _tell(terminal, tree, changes)
     project = default_project(root)
     defaults = {} if project is None else {"project": project}
     described = {} if vcs is None else {"vcs": vcs.as_spec()}
-    with packed(tree) as archive:
-        yield _encoded(defaults | spec | described), archive
+    progress = Progress(terminal, changes=changes)
+    with packed(tree, progress.packed) as archive:
+        yield Prepared(_encoded(defaults | spec | described), archive, progress)
 
 
 def list_contents(path: Path, terminal: Terminal) -> None:
@@ -66,7 +76,8 @@ def list_contents(path: Path, terminal: Terminal) -> None:
     tree = look_at(root)
     lines = [f"{entry.size:>12}  {_shown(entry.name, entry.target)}\n" for entry in tree.entries]
     terminal.out("".join(lines))
-    _tell(terminal, tree, git.describe(root))
+    vcs = git.describe(root)
+    _tell(terminal, tree, None if vcs is None else vcs.changes)
 
 
 def _existing(path: Path) -> Path:
@@ -82,10 +93,10 @@ def _shown(name: str, target: str) -> str:
     return clean(f"{name} -> {target}" if target else name)
 
 
-def _tell(terminal: Terminal, tree: Tree, vcs: git.Vcs | None) -> None:
+def _tell(terminal: Terminal, tree: Tree, changes: int | None) -> None:
     for warning in tree.warnings:
         terminal.say(warning)
-    terminal.say(summary(tree, None if vcs is None else vcs.changes))
+    terminal.say(summary(tree, changes))
     too_much = largest(tree)
     if too_much is not None:
         terminal.say(too_much)

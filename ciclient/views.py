@@ -15,13 +15,14 @@ from ciclient.follow import (
     JobStream,
     Lines,
     Missing,
+    Partial,
     Reconnected,
     Reconnecting,
 )
-from ciclient.report import duration, outcome
+from ciclient.report import duration, phase
 from ciclient.sanitise import clean, clean_block, clean_line
 from ciclient.terminal import Terminal
-from ciclient.wire import Job, Record
+from ciclient.wire import Job, Record, Unfinished
 
 LONGEST_LINE = 1 << 16  # characters of a line that are held back to see its end
 
@@ -29,11 +30,16 @@ LONGEST_LINE = 1 << 16  # characters of a line that are held back to see its end
 class View(AbstractContextManager[object], Protocol):
     def lines(self, records: tuple[Record, ...]) -> None: ...
 
+    def unfinished(self, unfinished: Unfinished) -> None: ...
+
     def notice(self, text: str) -> None:
         """Something about the log that stays on record."""
 
-    def connection(self, text: str) -> None:
-        """How the connection is; an empty text: well."""
+    def lost(self, reason: str, pause: float) -> None:
+        """The connection is; the next try is in `pause` seconds."""
+
+    def connected(self) -> None:
+        """Again."""
 
     def changed(self, job: Job) -> None: ...
 
@@ -52,14 +58,16 @@ def _show(event: Event, view: View) -> None:
     match event:
         case Lines(records):
             view.lines(records)
+        case Partial(unfinished):
+            view.unfinished(unfinished)
         case Missing(first, last):
             view.notice(f"lines {first} to {last} are not in the stored log")
         case Changed(job):
             view.changed(job)
         case Reconnecting(reason, pause):
-            view.connection(f"{reason}: reconnecting in {duration(pause)}")
+            view.lost(reason, pause)
         case Reconnected():
-            view.connection("")
+            view.connected()
 
 
 class QuietView:
@@ -77,14 +85,23 @@ class QuietView:
     def lines(self, records: tuple[Record, ...]) -> None:
         pass
 
+    def unfinished(self, unfinished: Unfinished) -> None:
+        pass
+
     def notice(self, text: str) -> None:
         pass
 
-    def connection(self, text: str) -> None:
-        self.terminal.say(text or "connected again")
+    def lost(self, reason: str, pause: float) -> None:
+        self._say(f"{reason}: reconnecting in {duration(pause)}")
+
+    def connected(self) -> None:
+        self._say("connected again")
 
     def changed(self, job: Job) -> None:
         pass
+
+    def _say(self, text: str) -> None:
+        self.terminal.say(text)
 
 
 class PlainView(QuietView):
@@ -93,19 +110,34 @@ class PlainView(QuietView):
     def __init__(self, terminal: Terminal, *, raw: bool) -> None:
         super().__init__(terminal)
         self._raw = raw
-        self._status = ""
+        self._phase = ""
+        self._in_line = False
+
+    def __exit__(self, *_: object) -> None:
+        self._end_line()
 
     def lines(self, records: tuple[Record, ...]) -> None:
         self.terminal.out("".join([self._line(record) for record in records]))
+        self._in_line = not records[-1].whole
 
     def notice(self, text: str) -> None:
-        self.terminal.say(text)
+        self._say(text)
 
     def changed(self, job: Job) -> None:
-        if job.ended or job.status == self._status:
+        if job.ended or phase(job) == self._phase:
             return
-        self._status = job.status
-        self.terminal.say(f"{clean(job.id)} {outcome(job)}")
+        self._phase = phase(job)
+        self._say(f"{clean(job.id)} {self._phase}")
+
+    def _say(self, text: str) -> None:
+        if self.terminal.on_tty:  # elsewhere the rest of a long line may follow its beginning
+            self._end_line()
+        self.terminal.say(text)
+
+    def _end_line(self) -> None:
+        if self._in_line:
+            self._in_line = False
+            self.terminal.out("\n")
 
     def _line(self, record: Record) -> str:
         if self._raw:

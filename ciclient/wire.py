@@ -23,10 +23,12 @@ class Job:
     exit_code: int | None
     project: str | None
     image: str | None
+    priority: int
     created_at: datetime | None
     started_at: datetime | None
     finished_at: datetime | None
     log_lines: int | None
+    waits_for: str | None
     raw: Mapping[str, object]
 
     @classmethod
@@ -45,10 +47,12 @@ class Job:
             exit_code=_number(fields, "exit_code"),
             project=_text(fields, "project"),
             image=_text(fields, "image"),
+            priority=_number(fields, "priority") or 0,
             created_at=_time(fields, "created_at"),
             started_at=_time(fields, "started_at"),
             finished_at=_time(fields, "finished_at"),
             log_lines=_number(fields, "log_lines"),
+            waits_for=_text(fields, "waits_for"),
             raw=fields,
         )
 
@@ -62,6 +66,37 @@ class Job:
             return None
         return max(0.0, ((self.finished_at or now) - self.started_at).total_seconds())
 
+    def age(self, now: datetime) -> float:
+        """How long it has run, or since when it waits: seconds, 0 where that isn't known."""
+        if self.started_at is not None or self.created_at is None:
+            return self.seconds(now) or 0.0
+        return max(0.0, ((self.finished_at or now) - self.created_at).total_seconds())
+
+    def phases(self) -> list[tuple[str, float]]:
+        """What an ended job's time went into, and how many seconds of it; empty where the server
+        did not tell."""
+        told = self.raw.get("phases")
+        found = []
+        for phase in map(as_object, told if isinstance(told, list) else []):
+            name, seconds = _text(phase, "name"), phase.get("seconds")
+            if name is not None and isinstance(seconds, int | float):
+                found.append((name, float(seconds)))
+        return found
+
+    def place(self) -> "Place | None":
+        """Where it stands in the queue; None where it does not, or the server did not tell."""
+        told = as_object(self.raw.get("place") or {})
+        number, queued = _number(told, "number"), _number(told, "queued")
+        return None if number is None or queued is None else Place(number, queued)
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """number: 1 for the job that starts next, of so many."""
+
+    number: int
+    queued: int
+
 
 @dataclass(frozen=True, slots=True)
 class Page:
@@ -73,8 +108,16 @@ class Record(NamedTuple):
     """A line of a log; `whole` is False on a piece of one and on a last one without a newline."""
 
     n: int
+    stream: str
     text: str
     whole: bool
+
+
+class Unfinished(NamedTuple):
+    """What a stream has printed since its last newline; an empty text: nothing any more."""
+
+    stream: str
+    text: str
 
 
 def loads(data: bytes) -> object:
@@ -107,11 +150,19 @@ def parse_records(lines: Sequence[bytes]) -> list[Record]:
     return [_record(as_object(document)) for document in documents]
 
 
+def parse_unfinished(raw: object) -> Unfinished:
+    fields = as_object(raw)
+    stream, text = _text(fields, "stream"), _text(fields, "text")
+    if stream is None or text is None:
+        raise Nonsense("the server sent an unfinished line without stream or text")
+    return Unfinished(stream, text)
+
+
 def _record(fields: Mapping[str, object]) -> Record:
     n, text = fields.get("n"), fields.get("text")
     if not isinstance(n, int) or not isinstance(text, str):
         raise Nonsense("the server sent a log line without number or text")
-    return Record(n, text, fields.get("end") is not False)
+    return Record(n, _text(fields, "stream") or "", text, fields.get("end") is not False)
 
 
 def _text(fields: Mapping[str, object], name: str) -> str | None:

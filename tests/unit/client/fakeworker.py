@@ -53,13 +53,19 @@ class FakeWorker:
     url: str = ""
     jobs: dict[str, dict[str, Any]] = field(default_factory=dict)
     lines: dict[str, list[str]] = field(default_factory=dict)
+    from_worker: set[tuple[str, int]] = field(default_factory=set)  # job and line number
+    cut_off: set[tuple[str, int]] = field(default_factory=set)  # lines without a newline
+    unfinished: dict[str, dict[str, str]] = field(default_factory=dict)  # by job and stream
     requests: list[Request] = field(default_factory=list)
     submissions: dict[str, Submission] = field(default_factory=dict)
     by_key: dict[str, str] = field(default_factory=dict)
     uploads: int = 0
+    bodies: list[bytes] = field(default_factory=list)  # of what is posted besides
+    link: object = None  # the answer to who asks for one, instead of a good one
     changed: threading.Condition = field(default_factory=threading.Condition)
     closing: bool = False
     generation: int = 0
+    streams: int = 0  # that have begun: what is printed from then on is new to them
 
     # how it misbehaves
     lost_replies: int = 0  # so many submits are taken, then their connection is cut
@@ -68,6 +74,7 @@ class FakeWorker:
     overlap: int = 0  # a resumed stream repeats so many lines
     skips: list[int] = field(default_factory=list)  # a line a stream leaves out, in turn
     never_stored: set[int] = field(default_factory=set)
+    silent: set[str] = field(default_factory=set)  # paths to which it gives no answer
     gone_quiet: int = 0  # so many streams stay open and say nothing
     raw_stream: bytes | None = None  # what a stream sends instead of everything else
     page_limit: int = 500
@@ -106,9 +113,17 @@ class FakeWorker:
         return self.add_job(number, lines=lines, project=project, **ENDINGS[ending])
 
     def print(self, job_id: str, *lines: str) -> None:
+        """Lines on stdout; what was unfinished of it is in them."""
         with self.changed:
             self.lines[job_id] += lines
+            self.unfinished.get(job_id, {}).pop("stdout", None)
             self.jobs[job_id]["log_lines"] = len(self.lines[job_id])
+            self.changed.notify_all()
+
+    def print_without_newline(self, job_id: str, text: str, stream: str = "stdout") -> None:
+        """All that the stream has printed since its last newline; it may be nothing."""
+        with self.changed:
+            self.unfinished.setdefault(job_id, {})[stream] = text
             self.changed.notify_all()
 
     def update(self, job_id: str, **fields: Any) -> None:
@@ -134,10 +149,11 @@ class FakeWorker:
 
     def record(self, job_id: str, number: int) -> str:
         line = self.lines[job_id][number - 1]
-        return json.dumps(
-            {"n": number, "at": "2025-06-01T10:00:01.000Z", "stream": "stdout", "text": line},
-            ensure_ascii=False,
-        )
+        stream = "worker" if (job_id, number) in self.from_worker else "stdout"
+        told = {"n": number, "at": "2025-06-01T10:00:01.000Z", "stream": stream, "text": line}
+        if (job_id, number) in self.cut_off:
+            told["end"] = False
+        return json.dumps(told, ensure_ascii=False)
 
 
 def ended(status: str, **fields: Any) -> dict[str, Any]:
@@ -191,7 +207,10 @@ class Handler(BaseHTTPRequestHandler):
             self.worker.changed.notify_all()
             refusals = self.worker.refusals.get(parts.path, [])
             refusal = refusals.pop(0) if refusals else None
-        if refusal is not None:
+        if parts.path in self.worker.silent:
+            self.worker.wait_until(lambda: self.worker.closing)
+            self._cut()
+        elif refusal is not None:
             self._drain()
             self._refuse(*refusal)
         elif parts.path in {"/healthz", "/readyz"}:
@@ -219,7 +238,7 @@ class Handler(BaseHTTPRequestHandler):
         if path == ["jobs"]:
             self._submit()
             return
-        self._drain()
+        self.worker.bodies.append(self._drain())
         match path:
             case ["jobs", job_id, "cancel"] if job_id in self.worker.jobs:
                 self._cancel(job_id)
@@ -228,6 +247,9 @@ class Handler(BaseHTTPRequestHandler):
                 self._json(202, self.worker.jobs[again])
             case ["resync"]:
                 self._json(200, RESYNC)
+            case ["login-codes"]:
+                link = {"url": self.worker.link or f"{self.worker.url}/login?code=once"}
+                self._json(201, link)
             case _:
                 self._problem(404, "there is no such thing here", {})
 
@@ -337,14 +359,19 @@ class Handler(BaseHTTPRequestHandler):
         skip = worker.skips.pop(0) if worker.skips else None
         sent = 0
         self._event("status", [json.dumps(worker.jobs[job_id])])
-        status = worker.jobs[job_id]["status"]
+        state = _state(worker.jobs[job_id])
         generation = worker.generation
+        told: dict[str, str] = {}
+        with worker.changed:
+            worker.streams += 1
+            worker.changed.notify_all()
         while not worker.closing and worker.generation == generation:
             with worker.changed:
                 job = dict(worker.jobs[job_id])
                 count = len(worker.lines[job_id])
-            if job["status"] != status:
-                status = job["status"]
+                unfinished = dict(worker.unfinished.get(job_id, {}))
+            if _state(job) != state:
+                state = _state(job)
                 self._event("status", [json.dumps(job)])
             until = count if cut is None else min(count, last + cut - sent)
             numbers = [n for n in range(last + 1, until + 1) if n != skip]
@@ -361,14 +388,26 @@ class Handler(BaseHTTPRequestHandler):
                 self._event("end", [json.dumps(job)], "end")
                 self._chunk(b"")
                 return
+            for stream, text in unfinished.items():
+                if told.get(stream) != text:
+                    self._event("partial", [json.dumps({"stream": stream, "text": text})])
+            told = unfinished
             with worker.changed:
-                news = partial(self._news, job_id, job, count, generation)
+                news = partial(self._news, job_id, job, count, unfinished, generation)
                 worker.changed.wait_for(news, PATIENCE)
 
-    def _news(self, job_id: str, job: dict[str, Any], count: int, generation: int) -> bool:
+    def _news(
+        self,
+        job_id: str,
+        job: dict[str, Any],
+        count: int,
+        unfinished: dict[str, str],
+        generation: int,
+    ) -> bool:
         worker = self.worker
         return (
             len(worker.lines[job_id]) != count
+            or worker.unfinished.get(job_id, {}) != unfinished
             or worker.jobs[job_id] != job
             or worker.generation != generation
             or worker.closing
@@ -428,6 +467,11 @@ RESYNC = {
     "repairs": 1,
     "seconds": 0.2,
 }
+
+
+def _state(job: dict[str, Any]) -> tuple[object, object]:
+    """What a stream tells when it changes."""
+    return job["status"], job.get("waits_for")
 
 
 class Server(ThreadingHTTPServer):

@@ -323,6 +323,84 @@ def test_a_job_s_text_is_never_obeyed_unless_raw(worker: FakeWorker, ciclient: C
     assert ciclient("wait", "--from-beginning", job_id).out.startswith("^[]0;x^G[bold]red[/tmp\n")
 
 
+@pytest.mark.parametrize("command", [["follow"], ["wait", "--from-beginning"]])
+def test_off_a_terminal_groups_are_lines_and_what_is_unfinished_is_not_shown(
+    worker: FakeWorker, ciclient: Ciclient, command: list[str]
+) -> None:
+    job_id = worker.add_job(lines=["::group::Set up", "::endgroup::"])
+    records = "".join(f"data: {worker.record(job_id, number)}\n" for number in (1, 2))
+    ended = {"id": job_id, "status": "completed", "success": True}
+    worker.raw_stream = (
+        'event: partial\ndata: {"stream": "stdout", "text": "unfinished"}\n\n'
+        f"event: log\n{records}id: 2\n\nevent: end\ndata: {json.dumps(ended)}\nid: end\n\n"
+    ).encode()
+    result = ciclient(*command, job_id)
+    assert result.out.startswith("::group::Set up\n::endgroup::\n")
+    assert "unfinished" not in result.out + result.err
+
+
+def test_off_a_terminal_phases_are_told_as_on_one(worker: FakeWorker, ciclient: Ciclient) -> None:
+    job_id = worker.add_ended(lines=["one"])
+    spent = {"queued": 2.04, "setup": 2.5, "run": 60.9}
+    worker.update(
+        job_id, phases=[{"name": n, "seconds": s, "since": None} for n, s in spent.items()]
+    )
+    for raw in ([], ["--raw"]):
+        err = ciclient("follow", job_id, *raw).err.splitlines()
+        assert err[0] == "phases:     queued 2.0 s, setup 2.5 s, run 1 min 0 s"
+
+
+@pytest.mark.parametrize(
+    "problem", [(401, "the token was revoked", {}), (404, "gone", {}), (503, "not now", {})]
+)
+def test_what_is_told_besides_takes_no_verdict_away(
+    worker: FakeWorker, ciclient: Ciclient, problem: tuple[int, str, dict[str, str]]
+) -> None:
+    job_id = worker.add_ended(lines=["one"], ending="tests_failed")
+    prefix = job_id[:-1]  # found in the list, so that the job itself is asked for at the end only
+    worker.refusals[f"/api/v1/jobs/{job_id}"] = [problem]
+    result = ciclient("follow", prefix)
+    assert worker.refusals[f"/api/v1/jobs/{job_id}"] == []
+    assert result.code == 1
+    assert result.err.splitlines()[-1].startswith(f"{job_id} not passed")
+
+
+def test_before_it_runs_a_job_is_set_up(worker: FakeWorker, ciclient: Ciclient) -> None:
+    job_id = worker.add_job()
+    told = [
+        f"event: status\ndata: {json.dumps(worker.jobs[job_id] | {'status': status})}\n\n"
+        for status in ("queued", "queued", "starting", "running")
+    ]
+    ended = {"id": job_id, "status": "completed", "success": True}
+    told.append(f"event: end\ndata: {json.dumps(ended)}\nid: end\n\n")
+    worker.raw_stream = "".join(told).encode()
+    assert ciclient("follow", job_id).err.splitlines()[:3] == [
+        f"{job_id} queued", f"{job_id} setup", f"{job_id} running",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("raw", [[], ["--raw"]])
+def test_a_last_line_without_a_newline_gets_one(
+    worker: FakeWorker, ciclient: Ciclient, raw: list[str]
+) -> None:
+    job_id = worker.add_ended(lines=["one", "no newline"])
+    worker.cut_off = {(job_id, 2)}
+    result = ciclient("wait", "--from-beginning", *raw, job_id)
+    assert result.out == f"one\nno newline\n{job_id} passed (12 s)\n"
+    assert ciclient("follow", *raw, job_id).out == "one\nno newline\n"
+
+
+def test_off_a_terminal_the_pieces_of_a_line_stay_together(
+    worker: FakeWorker, ciclient: Ciclient
+) -> None:
+    job_id = worker.add_ended(lines=["a piece,", " and the rest"])
+    worker.cut_off = {(job_id, 1)}
+    worker.cuts = [1]
+    result = ciclient("follow", job_id)
+    assert "reconnecting in" in result.err
+    assert result.out == "a piece, and the rest\n"
+
+
 def test_lines_missing_in_the_store_are_told(worker: FakeWorker, ciclient: Ciclient) -> None:
     job_id = worker.add_ended(lines=["1", "2", "3"])
     worker.never_stored = {2}
@@ -604,7 +682,6 @@ def test_a_login_without_a_terminal_does_not_wait_for_one(
 
 def test_what_is_no_command_exits_2(ciclient: Ciclient) -> None:
     assert ciclient("frobnicate").code == 2
-    assert ciclient("open").code == 2
     assert ciclient("list", "--limit", "0").code == 2
 
 

@@ -16,9 +16,11 @@ from ciclient.follow import (
     JobStream,
     Lines,
     Missing,
+    Partial,
     Reconnected,
     Reconnecting,
 )
+from ciclient.wire import Unfinished
 from tests.unit.client.fakeworker import FakeWorker
 
 FIRST: Params = {"from": 1}
@@ -177,10 +179,26 @@ def test_a_server_that_refuses_connections_is_unreachable() -> None:
         assert "refused" in str(caught.value)
 
 
+def test_what_is_unfinished_comes_as_it_changes(worker: FakeWorker, api: Api) -> None:
+    job_id = worker.add_job(status="running")
+    stream = JobStream(api, api.job(job_id), FIRST).events()
+    assert isinstance(next(stream), Changed)
+    for text in ("..", "...", ""):
+        worker.print_without_newline(job_id, text, "stderr")
+        assert next(stream) == Partial(Unfinished("stderr", text))
+
+
+def test_an_unfinished_line_without_text_is_no_ciworker_s(worker: FakeWorker, api: Api) -> None:
+    job_id = worker.add_ended()
+    worker.raw_stream = b'event: partial\ndata: {"stream": "stdout"}\n\n'
+    with pytest.raises(Nonsense, match="unfinished line"):
+        events(api, job_id)
+
+
 def test_an_unknown_event_is_passed_over(worker: FakeWorker, api: Api) -> None:
     job_id = worker.add_ended()
     end = f'event: end\ndata: {{"id": "{job_id}", "status": "completed"}}\nid: end\n\n'
-    worker.raw_stream = b"event: partial\ndata: {}\n\n" + end.encode()
+    worker.raw_stream = b"event: test\ndata: {}\n\n" + end.encode()
     found = events(api, job_id)
     assert [type(event) for event in found] == [Ended]
 

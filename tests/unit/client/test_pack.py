@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from ciclient.errors import Usage
 from ciclient.git import describe
-from ciclient.pack import default_project, largest, packed, ready_file, summary
+from ciclient.pack import Count, default_project, largest, packed, ready_file, summary
 from ciclient.tree import Tree, look_at
 from tests.unit.client.conftest import git
 
@@ -241,6 +241,18 @@ def test_a_file_that_vanishes_while_it_is_packed_is_looked_for_anew(
     tree = look_at(tmp_path)
     (tmp_path / "b.txt").unlink()
     assert list(members(tree)) == ["a.txt"]
+
+
+def test_a_tree_that_is_packed_anew_is_counted_anew(tmp_path: Path) -> None:
+    write(tmp_path, "a.txt", "b.txt", "c.txt", text="1234")
+    tree = look_at(tmp_path)
+    (tmp_path / "c.txt").unlink()
+    write(tmp_path, "a.txt", text="12345")
+    told: list[tuple[Count, Count]] = []
+    with packed(tree, lambda done, whole: told.append((done, whole))):
+        pass
+    assert told[0][1] == Count(3, 12)
+    assert told[-1] == (Count(2, 9), Count(2, 9))
 
 
 def test_a_file_that_becomes_a_link_while_it_is_packed_is_not_followed(tmp_path: Path) -> None:
