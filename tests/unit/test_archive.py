@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from ciworker.source.archive import Limits, SpoolCorrupt, Workspace
 from ciworker.source.intake import Intake
 from ciworker.source.members import Kind
-from ciworker.source.rewrite import JOBFILES
+from ciworker.source.rewrite import JOBFILES, as_text, reads_by_default
 from ciworker.source.spool import END_OF_ARCHIVE, clean_tar, tar_header, tar_member
 
 NOW = 2_000_000_000.0
@@ -199,10 +199,11 @@ def trees(draw: st.DrawFn, names: st.SearchStrategy[bytes]) -> Tree:
 
 def read_files(tree: Tree) -> dict[str, bytes]:
     """The files at the root that the worker reads."""
+    files = {as_text(name): node.data for name, node in tree.items() if node.kind is Kind.FILE}
     return {
-        name.decode(): node.data
-        for name, node in tree.items()
-        if name in READ and node.kind is Kind.FILE
+        name: data
+        for name, data in files.items()
+        if name is not None and (name in JOBFILES or reads_by_default(name))
     }
 
 
