@@ -117,7 +117,7 @@ async def test_the_lines_that_are_set_off_and_the_dialog_for_going_to_some(
 
 
 async def test_a_notice_and_a_lost_connection(
-    visit: Visit, worker: Worker, faults: Faults, look: dict[str, Any]
+    worker: Worker, visit: Visit, faults: Faults, look: dict[str, Any]
 ) -> None:
     faults.allow("ERR_|409|503")
     job_id = await worker.submit(f"echo begun; {FOREVER}")

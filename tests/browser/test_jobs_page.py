@@ -104,7 +104,7 @@ async def test_a_row_leads_to_its_job(page: Page, shared: Worker) -> None:
     await page.wait_for_url(f"{shared.url}/jobs/{job['id']}")
 
 
-async def test_an_empty_list_says_how_to_submit(visit: Visit, worker: Worker) -> None:
+async def test_an_empty_list_says_how_to_submit(worker: Worker, visit: Visit) -> None:
     page = await visit(worker)
     await expect(page.locator("#none")).to_be_visible()
     await expect(page.locator("#none")).to_contain_text("ciclient submit")
@@ -114,7 +114,7 @@ async def test_an_empty_list_says_how_to_submit(visit: Visit, worker: Worker) ->
     await expect(page.locator("#none")).to_be_hidden()
 
 
-async def test_older_jobs_come_on_demand(visit: Visit, new_worker: Callable[..., Worker]) -> None:
+async def test_older_jobs_come_on_demand(new_worker: Callable[..., Worker], visit: Visit) -> None:
     worker = new_worker(max_jobs="1")
     await worker.start()
     made = [await worker.submit(FOREVER) for _ in range(60)]
@@ -186,7 +186,7 @@ async def test_relative_times_are_the_workers_though_this_clock_is_wrong(
 
 
 async def test_a_lost_connection_is_seen_and_nothing_is_missed(
-    visit: Visit, worker: Worker
+    worker: Worker, visit: Visit
 ) -> None:
     page = await visit(worker)
     await settled(page)
@@ -269,7 +269,7 @@ async def test_a_page_without_a_match_says_among_how_many_there_was_none(
 
 
 async def test_a_list_that_could_not_be_loaded_is_not_called_empty(
-    visit: Visit, worker: Worker, faults: Faults
+    worker: Worker, visit: Visit, faults: Faults
 ) -> None:
     faults.allow("ERR_FAILED")
     job_id = await worker.submit("true")
@@ -441,7 +441,7 @@ async def test_a_refusal_is_told(visit: Visit, shared: Worker, faults: Faults) -
 
 
 async def test_a_worker_that_cannot_be_reached_is_told(
-    visit: Visit, worker: Worker, faults: Faults
+    worker: Worker, visit: Visit, faults: Faults
 ) -> None:
     faults.allow("ERR_CONNECTION")
     job = await worker.run("true", project="pot")
