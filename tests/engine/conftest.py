@@ -10,7 +10,7 @@ import pytest
 from ciworker.engine import docker
 from ciworker.engine.docker import DockerEngine
 from tests.engine.fake import FakeEngine
-from tests.engine.lab import Lab
+from tests.engine.lab import Lab, children
 
 
 @pytest.fixture(autouse=True)
@@ -32,7 +32,7 @@ def image() -> str:
 
 @pytest.fixture
 async def fake_lab() -> AsyncIterator[Lab]:
-    instance = _instance()
+    instance, before = _instance(), children()
     engine = FakeEngine(instance, images=["fake"])
 
     def limit_calls(seconds: float) -> None:
@@ -42,8 +42,7 @@ async def fake_lab() -> AsyncIterator[Lab]:
         yield Lab(engine, "fake", instance, "fake", limit_calls)
     finally:
         await engine.aclose()
-    with pytest.raises(ChildProcessError):  # no process is left, not even a zombie
-        os.waitpid(-1, os.WNOHANG)
+    assert children() <= before, "a process is left, or a zombie"
 
 
 @pytest.fixture

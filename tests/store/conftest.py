@@ -1,7 +1,6 @@
 """A real database file, and its jobs; no task and no thread may be left."""
 
 import asyncio
-import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -9,16 +8,16 @@ import pytest
 
 from ciworker.store.jobs import Jobs
 from ciworker.store.session import Database
+from tests.store.lab import connections
 
 
 @pytest.fixture(autouse=True)
 async def nothing_is_left() -> AsyncIterator[None]:
     yield
     assert asyncio.all_tasks() == {asyncio.current_task()}
-    for thread in threading.enumerate():
-        if "_connection_worker_thread" in thread.name:
-            thread.join(timeout=5)  # it answers a little before it ends
-            assert not thread.is_alive()
+    for thread in connections():
+        thread.join(timeout=5)  # it answers a little before it ends
+        assert not thread.is_alive()
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import json
 import sqlite3
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
@@ -20,6 +21,7 @@ from ciworker.domain.log import Chunk, Cursor, Position, Run, Stream
 from ciworker.store.logs import Batch
 from ciworker.store.session import Database
 
+OF_A_CONNECTION = "_connection_worker_thread"  # in the name of each of aiosqlite's threads
 NOW = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
 SECOND = timedelta(seconds=1)
 
@@ -141,3 +143,8 @@ def rows(path: Path, statement: str) -> list[Any]:
     """What the file holds, read past all of our code."""
     with contextlib.closing(sqlite3.connect(path)) as connection:
         return connection.execute(statement).fetchall()
+
+
+def connections() -> list[threading.Thread]:
+    """The threads of the connections that are open."""
+    return [thread for thread in threading.enumerate() if OF_A_CONNECTION in thread.name]

@@ -6,7 +6,6 @@ import random
 import subprocess
 import sys
 import textwrap
-import threading
 import time
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from ciworker.store import session as module
 from ciworker.store.meta import instance_id
 from ciworker.store.schema import MetaRow
 from ciworker.store.session import Database
-from tests.store.lab import other_process, rows
+from tests.store.lab import connections, other_process, rows
 
 FULL, NORMAL = 2, 1
 
@@ -117,7 +116,7 @@ async def test_a_write_that_is_cancelled_anywhere_is_whole_or_absent(
     assert sum(key.startswith("use") for key in found) == 200
     cuts = [key[:6] for key in found if key.startswith("cut")]
     assert {cuts.count(key) for key in cuts} == {4}
-    assert threading.active_count() <= 1 + 1 + module.READERS
+    assert len(connections()) <= 1 + module.READERS
     assert rows(path, "PRAGMA integrity_check") == [("ok",)]
 
 
@@ -193,7 +192,7 @@ async def test_reads_that_are_cancelled_anywhere_cost_no_connection(database: Da
 
     answers = await asyncio.gather(*(keys(database) for _ in range(module.READERS * 5)))
     assert answers == [[]] * len(answers)
-    assert threading.active_count() <= 1 + 1 + module.READERS
+    assert len(connections()) <= 1 + module.READERS
 
 
 async def test_an_insert_that_is_cancelled_is_whole_and_the_next_one_goes_on(

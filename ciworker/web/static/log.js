@@ -208,6 +208,7 @@ export class LogView {
     }
     this.#aim += 1; // nothing that was chosen among the former blocks may be added to these
     this.#blocks.arrange(cells, found, folds);
+    this.#drawUnfinished();
     this.#expandHeads();
     return true;
   }
@@ -236,18 +237,25 @@ export class LogView {
   #refresh() {
     const { total } = this.#lines;
     this.#tell.counted(total);
-    this.#parts.partials.replaceChildren(...[...this.#unfinished.values()].map(partialRow));
     const tail = this.#blocks.last;
+    if (tail !== undefined && !this.#grow()) this.#fetchTail();
+    this.#drawUnfinished();
     if (tail === undefined) {
       if (this.#begun && total && !this.#goal) this.#following ? this.#toLast() : this.top();
     } else if (this.#following && cellOf(total) - tail > FAR * this.#lines.batch) {
       if (!this.#goal) this.#toLast();
     } else {
-      if (!this.#grow()) this.#fetchTail();
       this.#blocks.space();
       if (this.#following) this.#toEnd();
       this.#fill();
     }
+  }
+
+  /** Draw what is unfinished, unless lines that stand before it are not drawn yet. */
+  #drawUnfinished() {
+    const early = this.#blocks.last === undefined ? this.#lines.total > 0 : !this.#blocks.complete;
+    const rows = early ? [] : [...this.#unfinished.values()].map(partialRow);
+    this.#parts.partials.replaceChildren(...rows);
   }
 
   /** Draw the rest of the last block, as far as there is one. False: it is not at hand. */
