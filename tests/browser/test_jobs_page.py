@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from playwright.async_api import Locator, Page, Route, expect
+from playwright.async_api import TimeoutError as NotInTime
 
 from tests.browser.conftest import Visit
 from tests.browser.driver import Faults
@@ -572,3 +573,21 @@ async def test_what_jobs_say_is_only_text(page: Page, shared: Worker, text: str)
     await expect(page.locator(".fact.branch")).to_have_text(HOSTILE[text])
     await expect(page.locator(".fact.command")).to_have_text("exit 1 # " + HOSTILE[text])
     assert await page.locator("main img, main script").count() == 0
+
+
+async def test_who_logs_out_is_taken_where_the_log_out_leads(
+    visit: Visit, shared: Worker, faults: Faults
+) -> None:
+    """Also when the page hears first that its session has ended."""
+    faults.allow("401")
+    page = await visit(shared)
+
+    async def slowly(route: Route) -> None:
+        answer = await route.fetch(max_redirects=0)
+        with pytest.raises(NotInTime):
+            await page.wait_for_url("**/login?*", timeout=1000)
+        await route.fulfill(response=answer)
+
+    await page.route("**/logout", slowly)
+    await page.get_by_role("button", name="Log out").click()
+    await page.wait_for_url(f"{shared.url}/login")

@@ -41,6 +41,7 @@ export async function json(path, options) {
 export const post = (path) => json(path, { method: "POST" });
 
 let leaving = false;
+addEventListener("submit", ({ target }) => (leaving ||= target.method === "post")); // the log-out's
 
 /** Go where a person without a session is told how to get one; once, or the second going would
     break off the first. */

@@ -103,10 +103,8 @@ export class LogView {
 
   /** Hold on to the end, or let go. */
   follow(is) {
-    if (this.#following === is) return;
-    this.#following = is;
-    this.#tell.following(is);
-    if (is) this.#toLast();
+    this.#moved = false;
+    this.#hold(is);
   }
 
   top() {
@@ -154,6 +152,13 @@ export class LogView {
     change();
     if (this.#following) this.#pin();
     else if (kept?.element.isConnected) this.#blocks.place(kept.element, kept.offset);
+  }
+
+  #hold(is) {
+    if (this.#following === is) return;
+    this.#following = is;
+    this.#tell.following(is);
+    if (is) this.#toLast();
   }
 
   #toLast() {
@@ -457,8 +462,8 @@ export class LogView {
   #holdOrLetGo() {
     const { scroller, below } = this.#parts;
     const atEnd = this.#left() <= AT_END && below.offsetHeight === 0;
-    if (this.#following && !atEnd && scroller.scrollTop < this.#pinned - 1) this.follow(false);
-    else if (this.#moved && atEnd && !this.#state.ended) this.follow(true);
+    if (this.#following && !atEnd && scroller.scrollTop < this.#pinned - 1) this.#hold(false);
+    else if (this.#moved && atEnd && !this.#state.ended) this.#hold(true);
   }
 
   #pin() {
