@@ -1,12 +1,13 @@
 """axe-core finds nothing on any page, in both themes, on screens of three widths."""
 
+import itertools
 import json
 from importlib.resources import files
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import pytest_asyncio
-from playwright.async_api import Page, expect
+from playwright.async_api import Locator, Page, expect
 
 from tests.browser.conftest import Visit
 from tests.browser.driver import Faults
@@ -14,7 +15,7 @@ from tests.browser.jobpage import JobPage, printed
 from tests.driver import Worker
 
 AXE = files("axe_playwright_python").joinpath("axe.min.js").read_text()
-THEMES = ("light", "dark")
+THEMES: tuple[Literal["light", "dark"], ...] = ("light", "dark")
 SCREENS = ((360, 740), (768, 1024), (1280, 800))
 FOREVER = "sleep 600"
 VCS = {"branch": "main", "commit": "8c1f2e97a6b54c3d", "dirty": True}
@@ -27,13 +28,6 @@ done
 printf '\033[7minverse\033[0m \033[42mon green\033[0m \033[38;5;208m256\033[0m\n'
 echo to stderr >&2
 """
-
-
-@pytest.fixture(params=[(theme, *screen) for theme in THEMES for screen in SCREENS], ids=str)
-def look(request: pytest.FixtureRequest) -> dict[str, Any]:
-    """A theme and a screen, as Playwright wants them."""
-    theme, width, height = request.param
-    return {"color_scheme": theme, "viewport": {"width": width, "height": height}}
 
 
 @pytest_asyncio.fixture(loop_scope="session", scope="module")
@@ -51,9 +45,20 @@ async def jobs(shared: Worker) -> dict[str, str]:
     return made
 
 
-async def violations(page: Page) -> list[str]:
-    """What axe-core holds against the page as it is, one sentence each."""
+async def violations(page: Page, hovered: Locator | None = None) -> list[str]:
+    """What axe-core holds against the page as it is, one sentence each, in every look."""
     await page.evaluate(AXE)
+    found = []
+    for theme, (width, height) in itertools.product(THEMES, SCREENS):
+        await page.emulate_media(color_scheme=theme)
+        await page.set_viewport_size({"width": width, "height": height})
+        if hovered is not None:
+            await hovered.hover()
+        found += [f"{theme}, {width} px: {text}" for text in await _violations(page)]
+    return found
+
+
+async def _violations(page: Page) -> list[str]:
     result = await page.evaluate("axe.run({resultTypes: ['violations', 'passes']})")
     assert len(result["passes"]) > 10, "axe-core has looked at nothing"
     return [
@@ -63,37 +68,30 @@ async def violations(page: Page) -> list[str]:
     ]
 
 
-async def test_the_jobs_page(
-    visit: Visit, shared: Worker, jobs: dict[str, str], look: dict[str, Any]
-) -> None:
-    page = await visit(shared, **look)
+async def test_the_jobs_page(visit: Visit, shared: Worker, jobs: dict[str, str]) -> None:
+    page = await visit(shared)
     await expect(page.locator(".job")).to_have_count(len(jobs))
     assert await violations(page) == []
-    await page.locator(".job").first.hover()
-    assert await violations(page) == []
+    assert await violations(page, page.locator(".job").first) == []
 
 
-async def test_the_list_of_keys(
-    visit: Visit, shared: Worker, jobs: dict[str, str], look: dict[str, Any]
-) -> None:
-    page = await visit(shared, **look)
+async def test_the_list_of_keys(visit: Visit, shared: Worker, jobs: dict[str, str]) -> None:
+    page = await visit(shared)
     await expect(page.locator(".job")).to_have_count(len(jobs))
     await page.get_by_role("button", name="Keyboard").click()
     await expect(page.get_by_role("dialog")).to_be_visible()
     assert await violations(page) == []
 
 
-async def test_a_list_without_jobs(visit: Visit, shared: Worker, look: dict[str, Any]) -> None:
-    page = await visit(shared, "/?project=none", **look)
+async def test_a_list_without_jobs(visit: Visit, shared: Worker) -> None:
+    page = await visit(shared, "/?project=none")
     await expect(page.locator("#no-match")).to_be_visible()
     assert await violations(page) == []
 
 
 @pytest.mark.parametrize("kind", ["passed", "failed", "cancelled", "error", "running"])
-async def test_the_job_page(
-    visit: Visit, shared: Worker, jobs: dict[str, str], look: dict[str, Any], kind: str
-) -> None:
-    page = await visit(shared, f"/jobs/{jobs[kind]}", **look)
+async def test_the_job_page(visit: Visit, shared: Worker, jobs: dict[str, str], kind: str) -> None:
+    page = await visit(shared, f"/jobs/{jobs[kind]}")
     await expect(page.locator(".status").first).to_be_visible()
     if kind in {"passed", "failed", "running"}:
         await expect(page.locator("#log")).to_contain_text("begun" if kind == "running" else "256")
@@ -101,28 +99,25 @@ async def test_the_job_page(
 
 
 async def test_the_lines_that_are_set_off_and_the_dialog_for_going_to_some(
-    visit: Visit, shared: Worker, jobs: dict[str, str], look: dict[str, Any]
+    visit: Visit, shared: Worker, jobs: dict[str, str]
 ) -> None:
-    page = await visit(shared, f"/jobs/{jobs['failed']}#L1-L40", **look)
+    page = await visit(shared, f"/jobs/{jobs['failed']}#L1-L40")
     log = JobPage(page)
     await expect(page.locator(".line.marked")).not_to_have_count(0)
     await log.search("colour")
     await expect(page.locator(".line.current")).to_have_count(1)
     assert await violations(page) == []
-    await page.locator(".line.hit:not(.current)").first.hover()
-    assert await violations(page) == []
+    assert await violations(page, page.locator(".line.hit:not(.current)").first) == []
     await page.get_by_role("button", name="Go to lines").click()
     await expect(page.get_by_role("dialog", name="Go to lines")).to_be_visible()
     assert await violations(page) == []
 
 
-async def test_a_notice_and_a_lost_connection(
-    worker: Worker, visit: Visit, faults: Faults, look: dict[str, Any]
-) -> None:
+async def test_a_notice_and_a_lost_connection(worker: Worker, visit: Visit, faults: Faults) -> None:
     faults.allow("ERR_|409|503")
     job_id = await worker.submit(f"echo begun; {FOREVER}")
     await worker.wait_for_text(job_id, b"begun")
-    page = await visit(worker, f"/jobs/{job_id}", **look)
+    page = await visit(worker, f"/jobs/{job_id}")
     refusal = {"type": "about:blank", "title": "Conflict", "status": 409, "detail": "it is over"}
     await page.route("**/cancel", lambda route: route.fulfill(status=409, body=json.dumps(refusal)))
     await page.get_by_role("button", name="Cancel").click()
@@ -239,11 +234,9 @@ BASELINES = """(selectors) => selectors.map((selector) => {
 })"""
 
 
-async def test_the_login_page(
-    visit: Visit, shared: Worker, faults: Faults, look: dict[str, Any]
-) -> None:
+async def test_the_login_page(visit: Visit, shared: Worker, faults: Faults) -> None:
     faults.allow("401")  # of what the page was asking when its session ended
-    page = await visit(shared, **look)
+    page = await visit(shared)
     await page.get_by_role("button", name="Log out").click()
     await page.wait_for_url(f"{shared.url}/login")
     assert await violations(page) == []

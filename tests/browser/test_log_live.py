@@ -16,11 +16,10 @@ from tests.browser.proxy import Proxy, proxy
 from tests.driver import Worker, free_port
 from tests.e2e.follower import WAIT, let_go, stored
 
-TROUBLES = 20
-LINES = 3000
-PRINT = f"""\
+LINES_A_TROUBLE = 150
+PRINT = """\
 import sys, time
-for n in range({LINES}):
+for n in range(int(sys.argv[1])):
     print("line", n, file=sys.stderr if n % 3 == 0 else sys.stdout, flush=True)
     time.sleep(0.01)
 """
@@ -49,27 +48,28 @@ async def opened(context_of: NewContext, worker: Worker, between: Proxy, path: s
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-async def test_over_20_cuts_and_restarts_the_page_shows_every_line_once(
-    behind: tuple[Worker, Proxy], new_context: NewContext, faults: Faults
+@pytest.mark.parametrize("troubles", [6, pytest.param(20, marks=pytest.mark.chaos)])
+async def test_over_cuts_and_restarts_the_page_shows_every_line_once(
+    behind: tuple[Worker, Proxy], new_context: NewContext, faults: Faults, troubles: int
 ) -> None:
     faults.allow("ERR_|Failed to load")
-    worker, between = behind
-    job_id = await worker.submit(f"python3 print.py; {WAIT}; exit 3", {"print.py": PRINT})
+    (worker, between), count = behind, LINES_A_TROUBLE * troubles
+    job_id = await worker.submit(f"python3 print.py {count}; {WAIT}; exit 3", {"print.py": PRINT})
     page = await opened(new_context, worker, between, f"/jobs/{job_id}")
     log = JobPage(page)
-    for trouble in range(TROUBLES):
-        await log.has(LINES // TROUBLES * trouble + 20)
+    for trouble in range(troubles):
+        await log.has(LINES_A_TROUBLE * trouble + 20)
         await between.has_streams(1)
         if trouble % 2:
             await worker.stop()
             await worker.start()
         else:
             assert between.cut() > 0
-    await log.has(LINES)
+    await log.has(count)
     await let_go(worker, job_id)
     await expect(page.locator("#status")).to_have_text("tests failed")
     rows, records = await log.rows(), await stored(worker, job_id)
-    assert [row.number for row in rows] == list(range(1, LINES + 1))
+    assert [row.number for row in rows] == list(range(1, count + 1))
     assert [row.text for row in rows] == texts(records)
 
 

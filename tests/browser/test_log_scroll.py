@@ -173,7 +173,7 @@ async def test_a_long_log_is_bounded_in_the_page_and_whole_wherever_one_looks(
     await log.shows(1)
 
 
-@pytest.mark.slow
+@pytest.mark.chaos
 async def test_read_from_top_to_end_a_long_log_has_no_gap_and_drops_what_is_far(
     visit: Visit, shared: Worker
 ) -> None:

@@ -42,7 +42,9 @@ async def worker(tmp_path_factory: pytest.TempPathFactory, image: str) -> AsyncI
 
 
 @pytest.mark.parametrize(
-    "project", [ARRAYS, FOLDERS, HISTOGRAMS, HOOKS], ids=lambda project: project.name
+    "project",
+    [ARRAYS, HISTOGRAMS, *(pytest.param(of, marks=pytest.mark.chaos) for of in (FOLDERS, HOOKS))],
+    ids=lambda project: project.name,
 )
 async def test_a_published_project_reports_what_it_reports_outside(
     project: Published, worker: Worker, tmp_path: Path

@@ -111,8 +111,9 @@ def newer_than(moment: float) -> Callable[[bytes], bool]:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("faults", [5, pytest.param(20, marks=pytest.mark.chaos)])
 async def test_a_terminal_sees_every_line_once_over_cuts_and_restarts(
-    new_worker: WorkerFactory,
+    new_worker: WorkerFactory, faults: int
 ) -> None:
     port = free_port()
     worker = new_worker(public_url=f"http://127.0.0.1:{port}")
@@ -120,7 +121,7 @@ async def test_a_terminal_sees_every_line_once_over_cuts_and_restarts(
     job = await worker.submit(COUNT)
     async with proxy(port, worker.port) as between:
         with terminal(worker, "follow", job, CICLIENT_SERVER=between.url) as screen:
-            for fault in range(20):
+            for fault in range(faults):
                 await until(screen, goes_on_after(lines(screen.seen)))
                 if fault % 5 == 4:
                     await worker.stop(signal.SIGKILL if fault % 2 else signal.SIGTERM)
