@@ -301,6 +301,15 @@ async def docker(*words: str, check: bool = True) -> bytes:
     return out
 
 
+async def touch(container: str, path: str = "/workspace/go") -> None:
+    """Make a file that a container waits for; it may end of that, and take `touch` with it."""
+    process = await asyncio.create_subprocess_exec(
+        "docker", "exec", container, "touch", path, stderr=asyncio.subprocess.PIPE
+    )
+    _, err = await process.communicate()
+    assert process.returncode in {0, 128 + signal.SIGKILL}, err.decode()
+
+
 async def command(
     *words: str, env: Mapping[str, str], stdin: bytes = b"", cwd: Path | None = None
 ) -> tuple[int, bytes, bytes]:

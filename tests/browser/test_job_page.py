@@ -12,7 +12,7 @@ from playwright.async_api import Route, expect
 from tests.browser.conftest import PATIENCE, Visit
 from tests.browser.driver import Faults
 from tests.browser.jobpage import JobPage, printed
-from tests.driver import Worker, docker
+from tests.driver import Worker, touch
 from tests.e2e.follower import WAIT, let_go
 
 NEVER_ENDS = "echo begun; sleep 600"
@@ -82,7 +82,7 @@ async def test_a_job_whose_environment_is_set_up_says_so_until_it_runs(
     await expect(jobs.locator(f'.job[data-id="{job_id}"] .status')).to_have_text("setup")
 
     setup_id = (await worker.job(job_id))["waits_for"]
-    await docker("exec", await worker.container(setup_id), "touch", "/workspace/go")
+    await touch(await worker.container(setup_id))
     await expect(status).to_have_text("running")
     await expect(page.locator(".phase.now")).to_contain_text("run")
     await expect(log).to_contain_text("tested")
@@ -115,7 +115,7 @@ async def test_the_page_of_a_setup_tells_that_it_runs_once_it_prints(
     await log.has(len(await log.rows()) + 5)  # it is connected and has looked
     early.clear()
     await expect(page.locator("#status")).to_have_text("running")
-    await docker("exec", await worker.container(setup_id), "touch", "/workspace/go")
+    await touch(await worker.container(setup_id))
     await worker.wait(setup_id)
     await expect(page.locator("#status")).to_have_text("passed")
     await page.unroute_all(behavior="wait")

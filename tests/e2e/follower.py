@@ -8,7 +8,7 @@ from typing import Any
 
 import aiohttp
 
-from tests.driver import DEADLINE, Worker, docker
+from tests.driver import DEADLINE, Worker, touch
 
 MARK = b"\x1b]ciworker;"
 WAIT = "while [ ! -e /workspace/go ]; do sleep 0.05; done"  # the end of a job that `let_go` ends
@@ -83,7 +83,7 @@ async def _logs(container: str, *, stdout: bool) -> bytes:
 
 async def let_go(worker: Worker, job_id: str) -> None:
     """End a job that ends in WAIT."""
-    await docker("exec", await worker.container(job_id), "touch", "/workspace/go")
+    await touch(await worker.container(job_id))
 
 
 async def stored(worker: Worker, job_id: str) -> list[dict[str, Any]]:

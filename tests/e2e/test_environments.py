@@ -23,7 +23,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from tests.driver import DEADLINE, TERMINAL, Worker, command, docker, tree
+from tests.driver import DEADLINE, TERMINAL, Worker, command, docker, touch, tree
 from tests.e2e.conftest import running, spooled
 from tests.e2e.follower import WAIT, check_numbers, let_go, stored, told_end_once
 from tests.e2e.proxy import Proxy, proxy
@@ -209,7 +209,7 @@ def seconds(since: str, until: str) -> float:
 
 async def end_setup(container: str) -> None:
     """End the WAIT of a setup."""
-    await docker("exec", container, "touch", "/workspace/go")
+    await touch(container)
 
 
 # -- one build per key

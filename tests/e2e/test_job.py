@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from tests.driver import Worker, docker
+from tests.driver import Worker, docker, touch
 
 
 async def test_a_suite_passes_and_nothing_is_left_in_docker(worker: Worker) -> None:
@@ -28,7 +28,7 @@ async def test_lines_appear_as_they_are_printed(worker: Worker) -> None:
             for record in frame.records if frame.event == "log" else ():
                 seen.append(record["text"])
                 container = await worker.container(job_id)
-                await docker("exec", container, "touch", f"/tmp/seen{len(seen)}")
+                await touch(container, f"/tmp/seen{len(seen)}")
             if frame.event == "end":
                 break
     assert seen == ["line 1", "line 2", "line 3", "line 4"]

@@ -17,7 +17,7 @@ import pytest_asyncio
 
 from tests.browser.proxy import proxy
 from tests.conftest import WorkerFactory
-from tests.driver import DEADLINE, Worker, docker, free_port
+from tests.driver import DEADLINE, Worker, docker, free_port, touch
 from tests.e2e.follower import WAIT, let_go, stored
 from tests.unit.client.screen import HOSTILE, Screen, kept, obeyed, on_screen, transient
 
@@ -180,7 +180,7 @@ async def test_a_job_is_seen_to_be_set_up(new_worker: WorkerFactory) -> None:
             await until(shown, lambda seen: " ".join(now_shown(seen)).startswith("setup  "))
         await until(screen, lambda seen: b"\ninstalling\r\n" in seen)
         assert "queue" not in " ".join(now_shown(screen.seen))
-        await docker("exec", await setup_of(worker), "touch", "/workspace/go")
+        await touch(await setup_of(worker))
         for shown in (screen, new):
             await asyncio.to_thread(shown.read_to_end)
             assert shown.code() == 0

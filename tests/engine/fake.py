@@ -624,7 +624,7 @@ class FakeEngine:
             _, noise = await process.communicate()
             box.error = rest or noise.decode(errors="replace").strip()
             raise EngineRefused(box.error)
-        box.init, box.process = os.pidfd_open(int(rest)), process
+        box.init, box.process = _pidfd(int(rest)), process
         box.state, box.started_at, box.finished_at = State.RUNNING, self.now(), None
         box.oom_killed = False
         box.life = asyncio.create_task(self._live(box, process), name=f"life of {box.spec.name}")
@@ -740,6 +740,14 @@ class FakeEngine:
     def _break_streams(self) -> None:
         self._paused = None
         self.cut_events()
+
+
+def _pidfd(pid: int) -> int | None:
+    """None where the process has ended already."""
+    try:
+        return os.pidfd_open(pid)
+    except ProcessLookupError:
+        return None
 
 
 def _base_image(name: str) -> Image:
