@@ -373,6 +373,7 @@ async def test_a_commit_that_outlives_its_worker_leaves_one_image(
     await lab.worker.start()
     await asyncio.wait_for(asked[1].wait(), DEADLINE)
     kept = hold(lab.between.before, "DELETE /containers/{id}")
+    hold(lab.between.before, "DELETE /images/{id}")
     first, second = turns if dead_ones_first else reversed(turns)
     first.set()
     await lab.has_images(1)
