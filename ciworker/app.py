@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import errno
 import os
 import resource
 import signal
@@ -18,22 +19,29 @@ from ulid import ULID, ULIDGenerator
 from ciworker.cli.api import base_url
 from ciworker.control.clock import SystemClock
 from ciworker.control.controller import WORKERS, Controller
+from ciworker.control.drain import Drain
 from ciworker.control.environments import EnvironmentController
 from ciworker.control.parts import Parts
 from ciworker.control.resync import Resync
+from ciworker.control.retention import Retainer
 from ciworker.control.supervisor import Supervisor
+from ciworker.control.witness import Witness
 from ciworker.control.workqueue import WorkQueue
 from ciworker.domain.decide import Bucket
+from ciworker.engine.disks import Disks
 from ciworker.engine.docker import DockerEngine
 from ciworker.engine.events import EventWatch
-from ciworker.errors import EngineUnavailable
 from ciworker.feed.feed import Feed
+from ciworker.metrics import EngineMetrics, Metrics
 from ciworker.settings import Settings
+from ciworker.store.counts import Counter
 from ciworker.store.environments import Environments
 from ciworker.store.jobs import Jobs
 from ciworker.store.lock import StoreLock
 from ciworker.store.logs import LogReader, LogWriter
-from ciworker.store.meta import instance_id
+from ciworker.store.meta import LastEvent, instance_id
+from ciworker.store.packing import Packer
+from ciworker.store.retention import Retention
 from ciworker.store.session import Database
 from ciworker.store.sessions import Sessions
 from ciworker.store.tokens import Role, Token, Tokens
@@ -46,6 +54,7 @@ from ciworker.web.sessions import Login, login_url
 
 CLOCK = SystemClock()
 IDLE_TIMEOUT = 60.0  # seconds a connection may take to bring a whole header, first or next
+DEAD_PEER = 60.0  # seconds that a peer may leave unacknowledged what was sent to it
 SHUTDOWN_TIMEOUT = 1.0  # seconds for handlers to end, once their streams were told to
 FIRST_TOKEN = "first admin"  # noqa: S105 # its name
 DRAIN_TIMEOUT = 1.0  # seconds for lines that were read to be stored; the engine has them too
@@ -61,7 +70,7 @@ def serve(settings: Settings) -> None:
     configure(settings.log_format)
     _raise_file_limit()
     os.umask(0o077)  # what jobs print and are given is nobody else's on this machine
-    settings.spool.mkdir(parents=True, exist_ok=True)
+    _make_data_folder(settings)
     listener = _listen(settings)
     holder = f"the worker on http://{settings.host}:{listener.getsockname()[1]}"
     with StoreLock(settings.data_dir, holder), contextlib.closing(listener):
@@ -79,6 +88,9 @@ class Store:
     feed: Feed
     tokens: Tokens
     sessions: Sessions
+    counter: Counter
+    packer: Packer
+    retention: Retention
 
 
 def _store(database: Database) -> Store:
@@ -92,6 +104,9 @@ def _store(database: Database) -> Store:
         feed=feed,
         tokens=Tokens(database),
         sessions=Sessions(database),
+        counter=Counter(database),
+        packer=Packer(database),
+        retention=Retention(database),
     )
 
 
@@ -103,26 +118,45 @@ class Control:
     environments: EnvironmentController
     resync: Resync
     events: EventWatch
+    witness: Witness
+    drain: Drain
 
 
-def _control(parts: Parts) -> Control:
+def _control(
+    parts: Parts, metrics: EngineMetrics, witness: Witness, stop: Callable[[], None]
+) -> Control:
     environments = EnvironmentController(parts)
     controller = Controller(parts, environments)
-    resync = Resync(parts, controller, environments)
+    resync = Resync(
+        parts,
+        controller,
+        environments,
+        on_missed=lambda: events.reconnect(),  # noqa: PLW0108 # made below, from the resync
+    )
     events = EventWatch(
         parts.engine,
         on_event=controller.on_event,
         on_connected=resync.start_afresh,
         on_restarted=controller.on_engine_restarted,
+        on_sight=controller.on_engine_in_sight,
+        on_witness=witness.keep,
+        witness=witness.event,
+        metrics=metrics,
     )
-    return Control(controller, environments, resync, events)
+    drain = Drain(parts, controller, stop=stop)
+    return Control(controller, environments, resync, events, witness, drain)
 
 
-def _services(parts: Parts, control: Control) -> Iterator[tuple[str, Coroutine[None, None, None]]]:
+def _services(
+    parts: Parts, store: Store, control: Control
+) -> Iterator[tuple[str, Coroutine[None, None, None]]]:
     """What runs as long as the worker does, by name."""
     yield "log writer", parts.writer.run()
     yield "engine events", control.events.run()
+    yield "last event", control.witness.run()
     yield "resync", control.resync.run_periodically()
+    yield "drain", control.drain.run()
+    yield "retention", Retainer(parts, store.retention, store.packer).run()
     for n in range(WORKERS):
         yield f"worker {n}", control.controller.run_worker()
 
@@ -143,24 +177,25 @@ class Worker:
         self._settings = settings
         self._listener = listener
         self._stop = asyncio.Event()
+        self._metrics = Metrics()
 
     async def run(self) -> None:
         """Until told to stop."""
         settings = self._settings
-        database = await Database.open(settings.database)
+        database = await Database.open(settings.database, self._metrics.store)
         try:
             instance = await instance_id(database, settings.instance)
-            async with DockerEngine(settings.docker_host, instance) as engine:
+            async with DockerEngine(settings.docker_host, instance, self._metrics.engine) as engine:
                 await self._run(database, engine, instance)
         finally:
             await database.close()
 
     async def _run(self, database: Database, engine: DockerEngine, instance: str) -> None:
         store = _store(database)
-        await store.sessions.remove_expired(CLOCK.now())
         first = await _first_token(self._settings, store.tokens)
         await _remove_unowned_spool_files(self._settings, store.jobs)
         new_id = await _ids(store.jobs)
+        witness = await Witness.recalled(LastEvent(database))
         async with asyncio.TaskGroup() as tasks:
             parts = Parts(
                 settings=self._settings,
@@ -175,12 +210,14 @@ class Worker:
                 queue=WorkQueue(),
                 supervisor=Supervisor(tasks),
                 new_id=new_id,
+                metrics=self._metrics.control,
             )
-            control = _control(parts)
+            control = _control(parts, self._metrics.engine, witness, self._stop.set)
             services = [
-                tasks.create_task(work, name=name) for name, work in _services(parts, control)
+                tasks.create_task(work, name=name)
+                for name, work in _services(parts, store, control)
             ]
-            context = self._context(parts, store, control)
+            context = self._context(parts, store, control, engine)
             async with self._serving(context):
                 if first is not None:
                     _show_first_link(context, first)
@@ -188,7 +225,9 @@ class Worker:
                 control.controller.accepting = False
             await _end(parts, services)
 
-    def _context(self, parts: Parts, store: Store, control: Control) -> Context:
+    def _context(
+        self, parts: Parts, store: Store, control: Control, engine: DockerEngine
+    ) -> Context:
         """What the handlers work with."""
         return Context(
             settings=parts.settings,
@@ -203,9 +242,16 @@ class Worker:
             notify=control.controller.notify,
             resync=lambda: _reported(control.resync),
             remove_environment=control.environments.remove,
-            engine_ready=lambda: _check_engine(control.events),
+            engine_ready=control.events.check,
             store_ready=store.jobs.check,
             new_id=parts.new_id,
+            metrics=self._metrics,
+            counter=store.counter,
+            connected=control.events.connected.is_set,
+            work_queue=lambda: len(parts.queue),
+            disks=Disks(engine, engine.host, parts.settings.data_dir).usage,
+            started_at=parts.clock.now(),
+            drain=control.drain,
         )
 
     @contextlib.asynccontextmanager
@@ -250,6 +296,10 @@ def _listen(settings: Settings) -> socket.socket:
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if family == socket.AF_INET6:  # `::` takes IPv4 too, whatever the system's default
+        listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+    # Inherited by every connection: without it a quiet stream's dead peer stays for 15 minutes.
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(DEAD_PEER * 1000))
     try:
         listener.bind((settings.host, settings.port))
     except OSError as error:
@@ -260,6 +310,19 @@ def _listen(settings: Settings) -> socket.socket:
     listener.listen(1024)
     listener.setblocking(False)
     return listener
+
+
+def _make_data_folder(settings: Settings) -> None:
+    try:
+        settings.spool.mkdir(parents=True, exist_ok=True)
+        if not os.access(settings.spool, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        raise OSError(
+            error.errno,
+            f"{settings.data_dir} cannot be written ({error.strerror}): make it writable for "
+            f"user {os.getuid()}, or choose another data_dir",
+        ) from error
 
 
 def _raise_file_limit() -> None:
@@ -301,12 +364,11 @@ def _show_first_link(context: Context, token: Token) -> None:
 
 
 async def _remove_unowned_spool_files(settings: Settings, jobs: Jobs) -> None:
-    """A crash between a spool file and its job's row leaves a file that nobody will ask for."""
+    """A crash leaves files that nobody will ask for: before a job's row, or after a setup's end."""
     files: dict[str, Path] = {}
     for path in await asyncio.to_thread(lambda: list(settings.spool.iterdir())):
         files[path.name.partition(".")[0]] = path
-    owned = await jobs.attempts(files)
-    for job_id in files.keys() - owned.keys():
+    for job_id in files.keys() - await jobs.needing_workspace(files):
         files[job_id].unlink(missing_ok=True)
 
 
@@ -328,10 +390,3 @@ async def _reported(resync: Resync) -> ResyncReport:
     report = await resync.run()
     names = {bucket.value: list(report.buckets.get(bucket, ())) for bucket in Bucket}
     return ResyncReport(**names, repairs=report.repairs, seconds=round(report.seconds, 3))
-
-
-def _check_engine(events: EventWatch) -> None:
-    if not events.connected.is_set():
-        raise EngineUnavailable(
-            "the Docker engine does not answer: start it, then see `ciworker doctor`"
-        )

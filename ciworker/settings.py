@@ -64,6 +64,16 @@ def _percentage(text: str) -> float:
         raise ValueError(f"{text!r} has to be a share such as 20%, or a size such as 50g") from None
 
 
+def _age(value: object) -> float:
+    """A duration that may also be in days, such as `30d`."""
+    if not isinstance(value, str) or not value.lower().endswith("d"):
+        return parse_duration(value)
+    try:
+        return parse_duration(f"{value[:-1]}h") * 24
+    except ValueError:
+        raise ValueError(f"{value!r} is no duration: write 12h or 30d") from None
+
+
 def _mount(value: str) -> str:
     source, _, rest = value.partition(":")
     target, _, mode = rest.partition(":")
@@ -89,8 +99,17 @@ def _no_origin() -> ValueError:
     return ValueError("has to be https://HOST[:PORT], such as https://ci.example.org")
 
 
-Duration = Annotated[float, BeforeValidator(parse_duration), Field(gt=0)]
+CENTURY = 36_500 * 86400.0  # seconds; of some thousand years no instant could be reckoned
+
+Duration = Annotated[float, BeforeValidator(parse_duration), Field(gt=0, le=CENTURY)]
+Age = Annotated[float, BeforeValidator(_age), Field(gt=0, le=CENTURY)]
 Size = Annotated[int, BeforeValidator(parse_size), Field(gt=0)]
+ShareOrSize = Annotated[int | float, BeforeValidator(_share_or_size)]
+
+
+def bytes_of(wanted: int | float, disk: int) -> int:
+    """Bytes of a `ShareOrSize` on a disk of `disk` bytes."""
+    return wanted if isinstance(wanted, int) else int(disk * wanted)
 
 
 def _cores() -> int:
@@ -128,7 +147,7 @@ class Settings(BaseSettings):
     max_setups: int = Field(2, ge=1)
     setup_timeout: Duration = 30 * 60.0
     setup_memory: Size = 4 * 2**30
-    environments_size: Annotated[int | float, BeforeValidator(_share_or_size)] = 0.2
+    environments_size: ShareOrSize = 0.2
     workspace_size: Size = 2**30
     no_output_timeout: Annotated[Duration | None, BeforeValidator(_off)] = None
     log_limit: Size = 64 * 2**20
@@ -140,6 +159,9 @@ class Settings(BaseSettings):
     allowed_images: tuple[str, ...] = ("python:*",)
     job_env: Annotated[dict[str, str], AfterValidator(_variables)] = Field(default_factory=dict)
     job_mounts: tuple[Annotated[str, AfterValidator(_mount)], ...] = ()
+    keep_jobs: Age = 30 * 86400.0
+    store_size: Annotated[ShareOrSize, Field(gt=0)] = 0.2
+    min_free: ShareOrSize = 2**30
     log_format: Literal["auto", "console", "json"] = "auto"
     instance: str | None = None
 

@@ -1,4 +1,9 @@
-"""Logging: structlog, to a console as lines for people, elsewhere as JSON."""
+"""Logging: structlog, to a console as lines for people, elsewhere as JSON.
+
+What a line is about (`job`, `environment`, `container`) the controller binds to the context of its
+look. A task that is spawned meanwhile starts with a copy of that: so the log pump's and the
+sender's lines carry their job's id too. A pull is of all jobs that wait for it, and carries none.
+"""
 
 import logging
 import sys

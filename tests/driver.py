@@ -160,7 +160,11 @@ class Worker:
     @property
     def session(self) -> aiohttp.ClientSession:
         if self._session is None:
-            self._session = aiohttp.ClientSession(self.url, read_bufsize=2**21)  # long lines
+            self._session = aiohttp.ClientSession(
+                self.url,
+                connector=aiohttp.TCPConnector(limit=0),  # each stream takes a connection
+                read_bufsize=2**21,  # long lines
+            )
         return self._session
 
     @property

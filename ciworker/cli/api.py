@@ -9,7 +9,7 @@ from ciworker.errors import CiworkerError, TryAgain, Unknown
 from ciworker.settings import Settings
 
 TIMEOUT = 90.0
-_ANY = ("0.0.0.0", "::", "")  # noqa: S104 # compared with, not bound to
+ANY = ("0.0.0.0", "::", "")  # noqa: S104 # compared with, not bound to
 
 
 class Unreachable(TryAgain):
@@ -22,17 +22,22 @@ class Refused(CiworkerError):
 
 def base_url(settings: Settings) -> str:
     """Where a worker with these settings listens, seen from this machine."""
-    host = "127.0.0.1" if settings.host in _ANY else settings.host
+    host = "127.0.0.1" if settings.host in ANY else settings.host
     return f"http://[{host}]:{settings.port}" if ":" in host else f"http://{host}:{settings.port}"
 
 
 def call(
-    settings: Settings, method: str, path: str, body: dict[str, str] | None = None
+    settings: Settings,
+    method: str,
+    path: str,
+    body: dict[str, str] | None = None,
+    *,
+    timeout: float = TIMEOUT,
 ) -> dict[str, Any]:
-    """One call under /api/v1.
+    """One call under /api/v1, of `timeout` seconds at most.
 
     Raises:
-        Unreachable: there is no worker, or it answers 503.
+        Unreachable: there is no worker, or it does not answer in time, or with 503.
         Unknown: 404. Refused: any other refusal.
     """
     url = f"{base_url(settings)}/api/v1{path}"
@@ -42,8 +47,17 @@ def call(
         data, headers["Content-Type"] = orjson.dumps(body), "application/json"
     try:
         answer = urllib3.request(
-            method, url, body=data, headers=headers, timeout=TIMEOUT, retries=False
+            method,
+            url,
+            body=data,
+            headers=headers,
+            timeout=urllib3.Timeout(total=timeout),
+            retries=False,
         )
+    except urllib3.exceptions.ReadTimeoutError as error:
+        raise Unreachable(
+            f"the worker at {base_url(settings)} does not answer within {timeout:g} s"
+        ) from error
     except urllib3.exceptions.HTTPError as error:
         raise Unreachable(
             f"no worker answers at {base_url(settings)}: start it with `ciworker serve`"

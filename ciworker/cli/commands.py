@@ -13,11 +13,13 @@ from typing import Annotated
 
 import typer
 
+from ciworker.cli import drain as draining
 from ciworker.cli import environments
 from ciworker.cli.api import Unreachable, call
 from ciworker.cli.tokens import RoleName, login_link, token_book
 from ciworker.errors import CiworkerError
 from ciworker.settings import Settings, load
+from ciworker.units import parse_duration
 
 Serve = Callable[[Settings], None]
 Config = Annotated[
@@ -26,6 +28,8 @@ Config = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
 UNREACHABLE = 3
+TIMED_OUT = 124
+INTERRUPTED = 130
 
 cli = typer.Typer(
     name="ciworker",
@@ -70,6 +74,46 @@ def resync(config: Config = None) -> None:
         if isinstance(names, list) and names and bucket != "unchanged":
             typer.echo(f"[resync] {bucket}: {', '.join(names)}")
     typer.echo(f"[resync] unchanged: {len(report['unchanged'])}, repairs: {report['repairs']}")
+
+
+@cli.command()
+def drain(
+    timeout: Annotated[
+        str | None,
+        typer.Option(metavar="D", help="Wait no longer than this (90, 90s, 10m, 2h): exit 124."),
+    ] = None,
+    take_jobs_again: Annotated[
+        bool, typer.Option("--undo", help="Have the worker take and start jobs again.")
+    ] = False,
+    config: Config = None,
+) -> None:
+    """Have the worker take no jobs, wait for those that run, and exit; wait for that.
+
+    Queued jobs stay queued: the next worker starts them. Ended by --timeout or Ctrl-C, this
+    command leaves the worker draining.
+    """
+    with _explained():
+        settings = load(config)
+        if take_jobs_again:
+            draining.undo(settings)
+            typer.echo("the worker takes jobs again")
+            return
+        _drained(settings, None if timeout is None else parse_duration(timeout))
+
+
+def _drained(settings: Settings, timeout: float | None) -> None:
+    try:
+        for line in draining.drain(settings, timeout):
+            typer.echo(line)
+    except draining.NotDrained as error:
+        typer.echo(f"ciworker: {error}", err=True)
+        raise typer.Exit(1) from None
+    except TimeoutError:
+        typer.echo(f"ciworker: not drained in time: {draining.GOES_ON}", err=True)
+        raise typer.Exit(TIMED_OUT) from None
+    except KeyboardInterrupt:
+        typer.echo(f"ciworker: {draining.GOES_ON}", err=True)
+        raise typer.Exit(INTERRUPTED) from None
 
 
 @token.command("create")
@@ -142,6 +186,25 @@ def env_prune(config: Config = None) -> None:
     for key in removed:
         typer.echo(f"removed {key[: environments.SHOWN]}")
     typer.echo(f"{len(removed)} environments removed", err=True)
+
+
+@cli.command()
+def backup(
+    file: Annotated[Path, typer.Argument(help="Where the copy goes; must not exist.")],
+    config: Config = None,
+) -> None:
+    """Copy the database to FILE, while the worker runs or not; checked before this says done.
+
+    It holds jobs with their history and logs, tokens and environments; no workspaces.
+
+    To restore: stop the worker; copy FILE over `ciworker.db` in the data folder and remove
+    `ciworker.db-wal` and `ciworker.db-shm` there; start the worker. Queued jobs whose workspace is
+    not there any more end as `workspace_invalid`: submit those again.
+    """
+    from ciworker.cli.backup import backup as made
+
+    with _explained():
+        typer.echo(made(load(config), file))
 
 
 @cli.command()

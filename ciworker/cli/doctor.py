@@ -3,51 +3,41 @@
 import asyncio
 import os
 import shutil
-import stat
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from ciworker.cli.api import Refused, Unreachable, call
+from ciworker.cli.finding import Finding
+from ciworker.cli.reach import reach
 from ciworker.engine.docker import DockerEngine
 from ciworker.engine.port import EngineInfo
 from ciworker.errors import CiworkerError, EngineRefused, StoreRefused, Unknown
-from ciworker.settings import Settings
-from ciworker.store.lock import StoreLock, holder_of
-from ciworker.store.session import Database
+from ciworker.settings import Settings, bytes_of
+from ciworker.store.lock import holder_of, is_held, writers_of
+from ciworker.store.readonly import damage_of
 from ciworker.units import format_size
 
-LEAST_FREE = 2 * 2**30
 MOST_SKEW = 2.0
 ENGINE_TIMEOUT = 10.0
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """What one check saw. mend: the one line to do about it."""
-
-    check: str
-    ok: bool
-    detail: str
-    mend: str = ""
-
-    def line(self) -> str:
-        mark = "ok  " if self.ok else "FAIL"
-        return f"{mark}  {self.check}: {self.detail}" + (
-            f"\n      {self.mend}" if self.mend else ""
-        )
+WORKER_TIMEOUT = 5.0
+_LESS = (
+    "free some of it: a smaller keep_jobs or store_size frees old workspaces; stop the worker and "
+    "run `sqlite3 ciworker.db VACUUM` in the data folder to give back what the database left free"
+)
 
 
 async def examine(settings: Settings) -> list[Finding]:
     """All checks, in the order in which their troubles cause each other."""
+    worker = _worker(settings)
     return [
         _permissions(settings),
-        await _store(settings),
+        _store(settings),
         *[finding async for finding in _engine(settings)],
-        _disk("data disk", settings.data_dir),
-        _worker(settings),
+        _disk("data disk", settings.data_dir, settings),
+        worker,
+        *reach(settings, running=worker.ok),
     ]
 
 
@@ -58,34 +48,47 @@ def _permissions(settings: Settings) -> Finding:
         if os.access(parent, os.W_OK | os.X_OK):
             return Finding(check, True, f"{folder} will be made at the first start")
         return Finding(check, False, f"{folder} cannot be made", f"mkdir -p {folder}")
-    if not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
-        return Finding(check, False, f"{folder} cannot be written", f"chown {os.getuid()} {folder}")
-    token = settings.admin_token
-    if token.exists() and stat.S_IMODE(token.stat().st_mode) & 0o077:
-        return Finding(check, False, f"others can read {token}", f"chmod 600 {token}")
+    beside = [settings.database.with_name(f"{settings.database.name}-{x}") for x in ("wal", "shm")]
+    for path in (folder, settings.spool, settings.database, *beside, settings.admin_token):
+        if path.exists() and (finding := _access(check, path)):
+            return finding
     return Finding(check, True, f"{folder} is writable")
 
 
-async def _store(settings: Settings) -> Finding:
-    check = "store"
-    if not settings.database.exists():
-        return Finding(check, True, "will be made at the first start")
+def _access(check: str, path: Path) -> Finding | None:
+    """None: we can write it, and others cannot read what is for nobody else."""
+    needed = os.R_OK | os.W_OK | (os.X_OK if path.is_dir() else 0)
+    if not os.access(path, needed):
+        mend = f"chown -R {os.getuid()} {path}, if its disk is not mounted read-only"
+        return Finding(check, False, f"{path} cannot be written", mend)
+    entered, read = path.parent.stat().st_mode & 0o011, path.stat().st_mode & 0o044
+    if path.is_file() and entered and read:
+        return Finding(check, False, f"others can read {path}", f"chmod 600 {path}")
+    return None
+
+
+def _store(settings: Settings) -> Finding:
     try:
-        with StoreLock(settings.data_dir, "ciworker doctor"):
-            database = await Database.open(settings.database)
-            try:
-                trouble = await database.check_integrity()
-            finally:
-                await database.close()
+        return _seen_in_store(settings)
     except StoreRefused as error:
-        held = "is in use by" in str(error)
-        return Finding(
-            check, held, holder_of(settings.data_dir) + " holds it" if held else str(error)
-        )
+        mend = "see what it says; or restore a backup, as `ciworker backup --help` tells"
+        return Finding("store", False, str(error), mend)
     except (CiworkerError, OSError) as error:
-        return Finding(check, False, str(error), f"look at {settings.database}")
-    if trouble:
-        return Finding(check, False, f"damaged: {trouble}", "restore the last backup")
+        return Finding("store", False, str(error), f"look at {settings.database}")
+
+
+def _seen_in_store(settings: Settings) -> Finding:
+    """Seen without its lock: a worker that starts meanwhile is not kept from it."""
+    check, path = "store", settings.database
+    if not path.exists():
+        return Finding(check, True, "will be made at the first start")
+    if is_held(settings.data_dir):
+        return Finding(check, True, f"{holder_of(settings.data_dir)} holds it")
+    if damage := damage_of(path):
+        mend = "restore the last backup, as `ciworker backup --help` tells"
+        return Finding(check, False, f"damaged: {damage}", mend)
+    if others := writers_of(path):
+        return Finding(check, False, f"{others} holds it: no worker could write", "stop that")
     return Finding(check, True, "whole, and no worker holds it")
 
 
@@ -103,8 +106,9 @@ async def _engine(settings: Settings) -> AsyncIterator[Finding]:
             yield _clock(info)
             yield await _image(engine, settings)
             root = Path(str(info.details.get("DockerRootDir", "")))
-            if root.is_dir():  # noqa: ASYNC240 # a stat, in a command that only looks
-                yield _disk("engine's disk", root)
+            local = engine.host.startswith("unix://")
+            if local and root.is_dir():  # noqa: ASYNC240 # a stat, in a command that only looks
+                yield _disk("engine's disk", root, settings)
     except EngineRefused as error:
         yield Finding(check, False, str(error), "set docker_host to unix:///var/run/docker.sock")
     except (CiworkerError, TimeoutError) as error:
@@ -149,18 +153,23 @@ async def _image(engine: DockerEngine, settings: Settings) -> Finding:
     )
 
 
-def _disk(check: str, folder: Path) -> Finding:
+def _disk(check: str, folder: Path, settings: Settings) -> Finding:
+    """The worker takes no job below `min_free`."""
     existing = next(path for path in (folder, *folder.parents) if path.exists())
-    free = shutil.disk_usage(existing).free
-    detail = f"{format_size(free)} free at {existing}"
-    if free < LEAST_FREE:
-        return Finding(check, False, detail, f"free at least {format_size(LEAST_FREE)}")
-    return Finding(check, True, detail)
+    usage = shutil.disk_usage(existing)
+    floor = bytes_of(settings.min_free, usage.total)
+    detail = f"{format_size(usage.free)} free at {existing}"
+    if usage.free >= floor:
+        return Finding(check, True, detail)
+    detail += f", less than min_free ({format_size(floor)}): no job is taken"
+    if folder == settings.data_dir:
+        return Finding(check, False, detail, _LESS)
+    return Finding(check, False, detail, "ciworker env prune; docker image prune")
 
 
 def _worker(settings: Settings) -> Finding:
     try:
-        call(settings, "GET", "/jobs?limit=1")
+        call(settings, "GET", "/jobs?limit=1", timeout=WORKER_TIMEOUT)
     except Unreachable as error:
         return Finding("worker", False, str(error), "ciworker serve")
     except (Refused, Unknown) as error:

@@ -4,6 +4,8 @@ Events, API calls, timers and the resync only put keys on the queue; nothing els
 """
 
 import signal
+from collections.abc import Mapping
+from datetime import datetime
 
 import structlog
 
@@ -27,7 +29,9 @@ WORKERS = 8
 MOST_STEPS = 20
 RETRY_FIRST = 0.2
 RETRY_MOST = 30.0
-REMEMBERED = 1024  # jobs whose last event's time is kept
+REMEMBERED = 1024  # jobs whose last event's or removal's time is kept
+_EXITS = ("die", "destroy")
+_SUBJECTS = {Kind.JOB: "job", Kind.STRAY: "container", Kind.ENVIRONMENT: "environment"}
 
 
 class Controller:
@@ -37,6 +41,7 @@ class Controller:
         settings, self._environments = parts.settings, environments
         self._settings, self._clock = settings, parts.clock
         self._engine, self._jobs, self._queue = parts.engine, parts.jobs, parts.queue
+        self._metrics, self._tallies = parts.metrics, parts.tallies
         self._steps = Steps(parts, forget=self._forget)
         self._patience = Patience(
             settings.transfer_timeout,
@@ -47,6 +52,10 @@ class Controller:
         self._lives: dict[str, Life] = {}
         self._failures: dict[Key, int] = {}
         self._last_heard: dict[str, float] = {}
+        self._engine_in_sight = False
+        self._told_since: datetime | None = None  # in this life of the worker and of the engine
+        self._removed: dict[str, float] = {}  # when containers were whose end is not told yet
+        self._saw_engine = False  # in this life of the worker
         self.accepting = True
 
     # what others call
@@ -58,29 +67,55 @@ class Controller:
 
     def on_event(self, event: Event) -> None:
         """An engine's event: note what no inspect tells later, and queue the key."""
-        self._last_heard.pop(event.job, None)  # the newest stands last
-        self._last_heard[event.job] = self._clock.monotonic()
-        if len(self._last_heard) > REMEMBERED:
-            del self._last_heard[next(iter(self._last_heard))]
+        _remember(self._last_heard, event.job, self._clock.monotonic())
+        if event.action == "destroy":
+            self._removed.pop(event.job, None)
         life = self._lives.setdefault(event.job, Life(event.attempt))
         if life.attempt == event.attempt:
             life.heard.add(event.action)
             if event.action == "kill":
                 life.kills.append(event.signal or int(signal.SIGKILL))
             life.oom = life.oom or event.action == "oom"
+            if event.action in _EXITS:
+                self._tallies.exit_heard(event.job)
         self._queue.add(job_key(event.job))
 
     async def on_engine_restarted(self) -> None:
         """The engine forgot its events: note it with every job that it may have cost."""
+        self._told_since = None
+        self._removed.clear()
         for job_id in await self._jobs.active():
             now = self._clock.now()
-            await self._jobs.note(
+            noted = await self._jobs.note(
                 job_id, now, "the Docker engine restarted", engine_restarted_at=now
             )
+            if noted is not None and not self._saw_engine:
+                self._life(noted).unseen = True
+
+    def on_engine_in_sight(self, seen: bool) -> None:
+        """Whether a restart of the engine would be known by now."""
+        self._engine_in_sight = seen
+        self._saw_engine = self._saw_engine or seen
+        if seen and self._told_since is None:
+            self._told_since = self._clock.now()
 
     def heard_of(self, job_id: str, since: float) -> bool:
         """Whether an event told of this job at `since` (monotonic seconds) or later."""
         return self._last_heard.get(job_id, since - 1) >= since
+
+    def would_be_told(self, at: datetime) -> bool:
+        """Whether events were told at that time: not before this start of worker and engine."""
+        return self._told_since is not None and self._told_since <= at
+
+    def passed_over(self, before: float) -> bool:
+        """Whether no event told of a container that we removed before that (monotonic seconds).
+
+        A removal gives an event: without one the stream is silent. Each is asked about once.
+        """
+        due = [job_id for job_id, at in self._removed.items() if at <= before]
+        for job_id in due:
+            del self._removed[job_id]
+        return bool(due)
 
     async def run_worker(self) -> None:
         """Take, reconcile, forget or retry; for ever. Several run side by side."""
@@ -88,21 +123,25 @@ class Controller:
             key = await self._queue.get()
             outcomes: list[Outcome] = []
             try:
-                with structlog.contextvars.bound_contextvars(key=":".join(key).rstrip(":")):
-                    await self._reconcile(key, outcomes)
-                self._failures.pop(key, None)
-            except CiworkerError as error:
-                self._retry(key, error)
-            except Exception:  # noqa: BLE001 # the controller outlives any one job's trouble
-                logger().exception("a look failed")
-                self._retry(key, None)
+                with structlog.contextvars.bound_contextvars(**_subject(key)):
+                    await self._reconcile_or_retry(key, outcomes)
             finally:
                 self._queue.done(key, outcomes)
+
+    async def _reconcile_or_retry(self, key: Key, outcomes: list[Outcome]) -> None:
+        try:
+            await self._reconcile(key, outcomes)
+            self._failures.pop(key, None)
+        except CiworkerError as error:
+            self._retry(key, error)
+        except Exception:  # noqa: BLE001 # the controller outlives any one job's trouble
+            logger().exception("a look failed")
+            self._retry(key, None)
 
     def _retry(self, key: Key, error: CiworkerError | None) -> None:
         failures = self._failures[key] = self._failures.get(key, 0) + 1
         delay = min(RETRY_FIRST * 2 ** min(failures - 1, 10), RETRY_MOST)
-        logger().warning("a look is tried again", key=key, error=str(error), retry_in=delay)
+        logger().warning("a look is tried again", error=str(error), retry_in=delay)
         self._queue.add_after(key, delay)
 
     async def _reconcile(self, key: Key, outcomes: list[Outcome]) -> None:
@@ -126,6 +165,9 @@ class Controller:
                 await self._remove_all_of(job_id, outcomes)
                 return
             look = await self._look(job, look)
+            if not await self._is_its_own_end(look):
+                self._queue.add_after(job_key(job_id), RETRY_FIRST)
+                return
             if not await self._step(look, outcomes):
                 self._set_timer(look)
                 return
@@ -142,6 +184,20 @@ class Controller:
         if life.sender is not None and down:
             life.sender.cancel()
         return Look(job, life, container, need=await self._steps.needs.need(job, life))
+
+    async def _is_its_own_end(self, look: Look) -> bool:
+        """False as long as it may be the engine that ended the container, and will say so.
+
+        An engine that stops ends its containers while it still answers on open connections, and
+        one that boots after a crash before it answers; that it did is told by `on_restarted`.
+        """
+        doubtful = look.may_be_ended_by_engine if self._saw_engine else look.ended_unasked
+        if not doubtful:
+            return True
+        if not self._engine_in_sight:
+            return False
+        await self._engine.ping()
+        return self._engine_in_sight
 
     async def _container(self, job: Job, life: Life, before: Look | None) -> Container | None:
         """Ask the engine, but where the answer cannot have changed."""
@@ -165,12 +221,17 @@ class Controller:
             if look.job.status is Status.QUEUED and look.container is None:
                 self._queue.add(DISPATCH)  # a leftover was in its way
             return False
+        if action.verb is Verb.REMOVE:
+            _remember(self._removed, look.job.id, self._clock.monotonic())
         again = await self._steps.perform(look)
+        if action.verb is Verb.REMOVE and not look.removed:
+            self._removed.pop(look.job.id, None)
         outcomes.append(look.outcome())
         return again
 
     def _life(self, job: Job) -> Life:
         if job.status.terminal:
+            self._tallies.settled(job.id)
             return self._lives.pop(job.id, None) or Life(job.attempt)
         life = self._lives.get(job.id)
         if life is None or life.attempt != job.attempt:
@@ -250,7 +311,7 @@ class Controller:
 
     async def _refuse(self, head: Job) -> None:
         """Nothing behind a job that can never start would start either."""
-        await self._jobs.move(
+        refused = await self._jobs.move(
             head.id,
             Expect(Status.QUEUED, head.attempt),
             Status.FAILED,
@@ -260,21 +321,23 @@ class Controller:
             f"max_memory of {format_size(self._settings.max_memory)}: ask for less",
             log_complete=True,
         )
+        if refused is not None:
+            self._tallies.ended(head, Reason.START_REFUSED)
         self._queue.add(job_key(head.id))
         if head.environment is not None:
             self._queue.add(environment_key(head.environment))
 
     async def _admit(self, head: Job) -> bool:
         # Before the commit: from then on another worker may look at the job.
-        life = Life(head.attempt + 1, untouched=True)
+        life, now = Life(head.attempt + 1, untouched=True), self._clock.now()
         self._lives[head.id] = life
         moved = await self._jobs.move(
             head.id,
             Expect(Status.QUEUED, head.attempt),
             Status.STARTING,
-            self._clock.now(),
+            now,
             attempt=head.attempt + 1,
-            starting_at=self._clock.now(),
+            starting_at=now,
             not_before=None,
             sent_at=None,
             container_id=None,
@@ -285,7 +348,9 @@ class Controller:
             stop_at=None,
             stop_by=None,
         )
-        if moved is None and self._lives.get(head.id) is life:
+        if moved is not None:
+            self._tallies.admitted(head, now)
+        elif self._lives.get(head.id) is life:
             self._forget(head.id)
         self._queue.add(job_key(head.id))
         return moved is not None
@@ -310,10 +375,24 @@ class Controller:
     async def _remove_stray(self, container: Container, outcomes: list[Outcome]) -> None:
         action = decide(None, container, self._clock.now(), admitted=False)
         if action.verb is Verb.REMOVE:
-            await self._engine.remove(container.id)
-            logger().warning("orphan removed", container=container.name)
+            if await self._engine.remove(container.id):
+                self._metrics.orphans.inc()
+                logger().warning("orphan removed", container=container.name)
             outcomes.append(
                 Outcome(
                     action.bucket, container.name, container.job, container.changed_at, heard=False
                 )
             )
+
+
+def _remember(times: dict[str, float], job_id: str, at: float) -> None:
+    """The newest stands last; of more than REMEMBERED the oldest go."""
+    times.pop(job_id, None)
+    times[job_id] = at
+    if len(times) > REMEMBERED:
+        del times[next(iter(times))]
+
+
+def _subject(key: Key) -> Mapping[str, str]:
+    """What lines of the worker's own log are about, while it looks at `key`."""
+    return {_SUBJECTS.get(key.kind, "key"): key.id or key.kind.value}

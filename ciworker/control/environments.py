@@ -94,7 +94,7 @@ class EnvironmentController:
         self._settings, self._clock = parts.settings, parts.clock
         self._engine, self._jobs, self._queue = parts.engine, parts.jobs, parts.queue
         self._environments, self._supervisor = parts.environments, parts.supervisor
-        self._new_id = parts.new_id
+        self._new_id, self._metrics, self._tallies = parts.new_id, parts.metrics, parts.tallies
         self._lives: dict[str, Life] = {}
         self._steps: Mapping[Step, Callable[[Look], Awaitable[bool]]] = {
             Step.BUILD: self._build,
@@ -288,7 +288,7 @@ class EnvironmentController:
         )
 
     async def _fail_donor(self, donor: Job, error: SpoolCorrupt) -> None:
-        await self._jobs.move(
+        failed = await self._jobs.move(
             donor.id,
             Expect(Status.QUEUED, donor.attempt),
             Status.FAILED,
@@ -297,6 +297,9 @@ class EnvironmentController:
             message=f"{error}: submit it again",
             log_complete=True,
         )
+        if failed is not None:
+            self._tallies.ended(donor, Reason.WORKSPACE_INVALID)
+        self._queue.add(job_key(donor.id))  # so that what is remembered of it is forgotten
 
     async def _cancel_build(self, look: Look) -> bool:
         assert look.setup is not None
@@ -382,6 +385,7 @@ class EnvironmentController:
         )
         if ready is None:
             return True
+        self._metrics.setups.labels("ready").observe(seconds)
         logger().info(
             "environment ready",
             environment=environment.key[:SHOWN],
@@ -404,7 +408,7 @@ class EnvironmentController:
         if life.error is not None:
             exit_code, message = None, _not_stored(life.error)
         await self._release_container(look)
-        await self._environments.change(
+        failed = await self._environments.change(
             environment,
             status=_before(environment, EnvironmentStatus.FAILED),
             build_seconds=environment.build_seconds + _seconds(setup),
@@ -412,6 +416,8 @@ class EnvironmentController:
             exit_code=exit_code,
             message=message,
         )
+        if failed is not None:
+            self._metrics.setups.labels("failed").observe(_seconds(setup))
         await self._wake(environment.key)
         return True
 

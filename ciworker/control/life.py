@@ -19,9 +19,9 @@ class Life:
     """One attempt of one job. Times are monotonic seconds.
 
     untouched: this process admitted the attempt and has not yet tried to create its container.
-    terminated: TERM was sent in this life of the process. ours: we sent KILL. kills, oom: told by
-    events, to be noted before the next decision. heard: actions of this attempt's container that
-    events told of.
+    unseen: the engine restarted before this process saw it. terminated: TERM was sent in this life
+    of the process. ours: we sent KILL. kills, oom: told by events, to be noted before the next
+    decision. heard: actions of this attempt's container that events told of.
     """
 
     attempt: int
@@ -36,6 +36,7 @@ class Life:
     deadline: float | None = None
     kill_at: float | None = None
     untouched: bool = False
+    unseen: bool = False
     terminated: bool = False
     ours: bool = False
     kills: list[int] = field(default_factory=list)
@@ -106,7 +107,7 @@ def facts_of(
         log_complete=job.log_complete or (life.pump is not None and life.pump.complete),
         keep_until=job.keep_until,
         killed=bool(job.kills),
-        engine_restarted=job.engine_restarted_at is not None,
+        engine_restarted=job.engine_restarted,
     )
 
 

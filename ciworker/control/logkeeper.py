@@ -56,6 +56,7 @@ class _Item(NamedTuple):
     run: Run
     data: bytes
     position: Position | None  # of the run's stream, behind it; None for the worker's own lines
+    read_at: float = 0.0  # monotonic, whatever time the run tells; set when it is to be stored
 
 
 class _Tail:
@@ -130,14 +131,13 @@ class LogKeeper:
         self._engine_lines = cursor.stdout.lines + cursor.stderr.lines
         self._kept_bytes = end.total_bytes - end.before_attempt
         topic.show_unfinished({}, end.last)
-        self._unfinished = UnfinishedLines(
-            topic, self._splitters, backlog=lambda: self._backlog, shows=self._shows
-        )
+        self._unfinished = UnfinishedLines(topic, self._splitters, self)
 
         self._pending: deque[_Item] = deque()
         self._tail = _Tail(limits.tail)
         self._backlog = 0  # bytes not stored yet
         self._taken = 0  # those of them that the writer holds
+        self._read_at = 0.0  # the first of those, monotonic
         self._returned = asyncio.Event()
         self._returned.set()
         self._drained = asyncio.Event()
@@ -224,6 +224,18 @@ class LogKeeper:
         self._backlog = self._taken
         await self._returned.wait()
 
+    # what the unfinished lines ask
+
+    @property
+    def backlog(self) -> int:
+        """Bytes of lines that were read and are not stored yet."""
+        return self._backlog
+
+    def shows(self, stream: Stream) -> bool:
+        """Whether what this stream prints now is the job's, and will be its next line."""
+        seen = self.mark is Mark.SEEN and not self._awaits_mark(stream)
+        return seen and not self.over_limit
+
     # what the log writer calls
 
     def take(self) -> Batch | None:
@@ -244,6 +256,7 @@ class LogKeeper:
             merge_runs([item.run for item in items]),
         )
         self._next_line = chunk.last + 1
+        self._read_at = items[0].read_at
         self._total_bytes += size
         self._taken += size
         self._returned.clear()
@@ -254,7 +267,7 @@ class LogKeeper:
         if not self._taken:
             self._returned.set()
         self._backlog -= len(batch.chunk.data)
-        self._topic.append(batch.chunk)
+        self._topic.append(batch.chunk, self._read_at)
         if self._backlog < BUFFER // 2 and not self._drained.is_set():
             self._last_output = time.monotonic()
             self._drained.set()
@@ -306,7 +319,7 @@ class LogKeeper:
             self._on_progress()
 
     def _push(self, item: _Item) -> None:
-        self._pending.append(item)
+        self._pending.append(item._replace(read_at=time.monotonic()))
         self._backlog += len(item.data)
         if self._backlog > BUFFER:
             self._drained.clear()
@@ -332,11 +345,6 @@ class LogKeeper:
             self.complete = True
             self._completed.set()
             self._on_progress()
-
-    def _shows(self, stream: Stream) -> bool:
-        """Whether what this stream prints now is the job's, and will be its next line."""
-        seen = self.mark is Mark.SEEN and not self._awaits_mark(stream)
-        return seen and not self.over_limit
 
 
 def _now() -> int:

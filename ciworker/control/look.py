@@ -7,6 +7,7 @@ from ciworker.control.life import Life
 from ciworker.domain.container import Container
 from ciworker.domain.decide import Action, Bucket, Verb
 from ciworker.domain.job import Job, Need, Status
+from ciworker.domain.verdict import could_be_engines
 from ciworker.store.jobs import Expect
 
 _NOTHING = Action(Verb.NOTHING)
@@ -40,13 +41,14 @@ class Outcome:
 
 @dataclass(slots=True)
 class Look:
-    """What is wanted, what is, and what was decided."""
+    """What is wanted, what is, and what was decided. removed: the step removed the container."""
 
     job: Job
     life: Life
     container: Container | None
     action: Action = _NOTHING
     need: Need = Need.NOTHING
+    removed: bool = False
 
     @property
     def expect(self) -> Expect:
@@ -63,6 +65,23 @@ class Look:
         overdue = self.action.verb is Verb.KILL and not self.job.status.terminal
         queued = self.job.status is Status.QUEUED and self.container is None
         return overdue or queued or self.action.verb in _NO_EVENTS_BUSINESS
+
+    @property
+    def ended_unasked(self) -> bool:
+        """Its container is gone, or ended and not by us."""
+        job, container = self.job, self.container
+        if job.status not in (Status.STARTING, Status.RUNNING) or self.life.untouched:
+            return False
+        own = job.stop is not None or self.life.ours
+        return container is None or (container.state.down and not own)
+
+    @property
+    def may_be_ended_by_engine(self) -> bool:
+        """Its container is gone, or ended as those do that the engine stops, and not by us."""
+        container = self.container
+        return self.ended_unasked and (
+            container is None or could_be_engines(self.job, container, unseen=self.life.unseen)
+        )
 
     @property
     def only_read_the_end(self) -> bool:

@@ -44,6 +44,7 @@ class Needs:
         self._jobs, self._logs = parts.jobs, parts.logs
         self._environments, self._queue = parts.environments, parts.queue
         self._feed, self._writer, self._supervisor = parts.feed, parts.writer, parts.supervisor
+        self._metrics, self._tallies = parts.metrics, parts.tallies
         self._operator = digest_of(parts.settings.job_env)
         self._pulls = pulls
 
@@ -99,6 +100,8 @@ class Needs:
         await self._jobs.note(
             job.id, now, f"its environment {job.environment[:SHOWN]} {how}", waits=False
         )
+        self._metrics.environment_uses.labels("hit" if hit else "miss").inc()
+        self._tallies.released(job.id)
         self._queue.add(DISPATCH)
         return True
 

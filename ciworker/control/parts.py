@@ -1,15 +1,17 @@
 """What the control room works with."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ciworker.control.clock import Clock
 from ciworker.control.keys import Key
 from ciworker.control.look import Outcome
 from ciworker.control.supervisor import Supervisor
+from ciworker.control.tallies import Tallies
 from ciworker.control.workqueue import WorkQueue
 from ciworker.engine.port import Engine
 from ciworker.feed.feed import Feed
+from ciworker.metrics import ControlMetrics, Metrics
 from ciworker.settings import Settings
 from ciworker.store.environments import Environments
 from ciworker.store.jobs import Jobs
@@ -34,3 +36,8 @@ class Parts:
     queue: Queue
     supervisor: Supervisor
     new_id: Callable[[], str]
+    metrics: ControlMetrics = field(default_factory=lambda: Metrics().control)
+    tallies: Tallies = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "tallies", Tallies(self.metrics, self.clock))

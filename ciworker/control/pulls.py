@@ -1,6 +1,7 @@
 """Images: looked up before each start, pulled beside the work queue, once for all who wait."""
 
 import asyncio
+import contextvars
 from collections.abc import Callable
 from typing import Literal
 
@@ -48,7 +49,9 @@ class Pulls:
             self._waiting[name][job_id] = again
             return
         self._waiting[name] = {job_id: again}
-        self._supervisor.spawn(self._pull(name), name=f"pull {name}")
+        spawn, pull = self._supervisor.spawn, self._pull(name)
+        # it is nobody's alone: its lines in the log carry no job's id, not the first one's either
+        contextvars.Context().run(spawn, pull, name=f"pull {name}")
 
     def forget(self, job_id: str) -> None:
         """The job does not ask any more."""

@@ -6,13 +6,13 @@ still under way.
 """
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from ciworker.control.controller import Controller
 from ciworker.control.environments import EnvironmentController
-from ciworker.control.keys import DISPATCH, Key, environment_key, job_key, stray_key
+from ciworker.control.keys import DISPATCH, Key, Kind, environment_key, job_key, stray_key
 from ciworker.control.look import Outcome
 from ciworker.control.parts import Parts
 from ciworker.domain.decide import Bucket
@@ -36,13 +36,27 @@ class Resync:
     """Runs one resync at a time; whoever asks meanwhile joins it."""
 
     def __init__(
-        self, parts: Parts, controller: Controller, environments: EnvironmentController
+        self,
+        parts: Parts,
+        controller: Controller,
+        environments: EnvironmentController,
+        on_missed: Callable[[], None],
     ) -> None:
+        """Take the parts.
+
+        Args:
+            parts: of the worker.
+            controller: works the keys of jobs off.
+            environments: likewise of environments.
+            on_missed: the engine did not tell of what happened, or does not answer any more.
+        """
+        self._on_missed = on_missed
         self._clock, self._engine, self._jobs = parts.clock, parts.engine, parts.jobs
         self._queue, self._controller, self._environments = parts.queue, controller, environments
         self._interval = parts.settings.resync_interval
-        self._supervisor = parts.supervisor
+        self._supervisor, self._metrics = parts.supervisor, parts.metrics
         self._running: asyncio.Future[Report] | None = None
+        self._looked_at: datetime | None = None  # when the last one began that came to its end
 
     async def run(self) -> Report:
         """Look at everything and report.
@@ -80,8 +94,11 @@ class Resync:
         try:
             report = await self._resync()
         except CiworkerError as error:
+            self._metrics.resync_failures.inc()
+            await self._doubt_engine()
             result.set_exception(error)
         else:
+            self._metrics.resyncs.observe(report.seconds)
             result.set_result(report)
         finally:
             self._running = None
@@ -100,17 +117,41 @@ class Resync:
             raise EngineUnavailable(
                 f"the resync did not come to its end in {MOST_WAIT:g} s: the engine is slow"
             ) from None
-        changes = [first for outcomes in found if (first := _first_change(outcomes))]
-        repairs = sum([await self._is_repair(change, began, began_at) for change in changes])
-        report = Report(_buckets(found), repairs, self._clock.monotonic() - began)
+        repairs = [
+            (key.kind, change)
+            for key, outcomes in zip(keys, found, strict=True)
+            if (change := _first_change(outcomes))
+            and await self._is_repair(change, began, began_at)
+        ]
+        self._metrics.repairs.inc(len(repairs))
+        missed = sum(self._is_missed(*repair) for repair in repairs)
+        self._metrics.events_missed.inc(missed)
+        if self._controller.passed_over(began - UNDER_WAY) or missed:
+            self._on_missed()
+        self._looked_at = began_at
+        report = Report(_buckets(found), len(repairs), self._clock.monotonic() - began)
         _log(report)
         return report
+
+    def _is_missed(self, kind: Kind, change: Outcome) -> bool:
+        """Whether an event should have told of it: not of strays, nor of images that went away.
+
+        What is absent now was there at the last resync: that is all that is known of when it went.
+        """
+        at = change.since or self._looked_at
+        return kind is Kind.JOB and at is not None and self._controller.would_be_told(at)
+
+    async def _doubt_engine(self) -> None:
+        try:
+            await self._engine.ping()
+        except EngineUnavailable:
+            self._on_missed()
 
     async def _keys(self) -> list[Key]:
         containers = await self._engine.list()
         attempts = await self._jobs.attempts({container.job for container in containers})
         live = [*await self._jobs.active(), *await self._jobs.cancelled_while_queued()]
-        live += await self._jobs.waiting()
+        live += await self._jobs.waiting(for_builds=self._looked_at is None)
         strays = [c.id for c in containers if attempts.get(c.job) != c.attempt]
         jobs = dict.fromkeys([*live, *attempts])
         environments = await self._environments.keys()

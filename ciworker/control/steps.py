@@ -58,6 +58,7 @@ class Steps:
         self._engine, self._jobs, self._logs = parts.engine, parts.jobs, parts.logs
         self._writer, self._feed, self._queue = parts.writer, parts.feed, parts.queue
         self._supervisor, self._forget = parts.supervisor, forget
+        self._tallies = parts.tallies
         self._sender = Sender(parts.settings)
         self._pulls = Pulls(parts.engine, parts.supervisor, parts.settings.pull)
         self.needs = Needs(parts, self._pulls)
@@ -191,6 +192,9 @@ class Steps:
         """The engine answered with an error of its own: tried again, not for ever."""
         look.life.start_failures += 1
         if look.life.start_failures >= self._settings.start_attempts:
+            if look.job.engine_restarted_at is not None:
+                # One killed in mid start leaves a container that none can start (20.10.24).
+                return await self._fail(look, Reason.ENGINE_RESTARTED, ENGINE_RESTARTED)
             return await self._fail(look, Reason.START_REFUSED, _refused(look.job, error))
         await self._jobs.note(
             look.job.id, self._clock.now(), f"the start failed and is tried again: {error}"
@@ -270,6 +274,7 @@ class Steps:
             message=f"attempt {job.attempt} never began and is tried again: {_why_unsent(look)}",
             not_before=now + timedelta(seconds=delay),
         )
+        self._tallies.requeued(job.id)
         self._forget(job.id)
         self._queue.add(DISPATCH)
         return True
@@ -332,7 +337,7 @@ class Steps:
         return False
 
     async def _record_verdict(self, look: Look) -> bool:
-        found = verdict(look.job, look.found)
+        found = verdict(look.job, look.found, unseen=look.life.unseen)
         return await self._end(look, found.reason, found.message, exit_code=found.exit_code)
 
     # the end
@@ -374,6 +379,7 @@ class Steps:
             waits=False,
         )
         if moved is not None:
+            self._tallies.ended(look.job, reason)
             self._pulls.forget(look.job.id)
             logger().info("job ended", job=look.job.id, reason=reason, message=message)
             self._forget(look.job.id)
@@ -408,7 +414,7 @@ class Steps:
 
     async def _remove(self, look: Look) -> bool:
         job = look.job
-        await self._engine.remove(look.found.id)
+        look.removed = await self._engine.remove(look.found.id)
         if job.status is Status.QUEUED:
             self._queue.add(DISPATCH)
         if job.spec.cache is Cache.OFF and job.environment is not None:
@@ -430,8 +436,13 @@ def _concerns_environment(job: Job) -> bool:
 
 
 def _incomplete(look: Look, reason: Reason) -> bool:
-    """Whether lines of the job may be missing; of one that never began none are."""
+    """Whether lines of the job may be missing; of one that never began none are.
+
+    An engine that crashes loses what it had read and not yet written, also with live-restore.
+    """
     pump = look.life.pump
+    if look.job.engine_restarted:
+        return True
     if look.job.status is Status.RUNNING or (pump is not None and pump.mark is Mark.SEEN):
         return pump is None or pump.incomplete
     return reason in _LOST

@@ -1,8 +1,9 @@
 """Shows what a container has printed without a newline, beside its lines and never stored."""
 
 import asyncio
-from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import NamedTuple, Protocol
+from weakref import ref
 
 from ciworker.domain.log import LineSplitter, Position, Stream, Unfinished
 from ciworker.feed.feed import Topic
@@ -18,6 +19,17 @@ class _Caught(NamedTuple):
     position: Position
 
 
+class Source(Protocol):
+    """Reads the streams."""
+
+    @property
+    def backlog(self) -> int:
+        """Bytes of lines that were read and are not stored yet."""
+
+    def shows(self, stream: Stream) -> bool:
+        """Whether what a stream prints now is the job's, and will be its next line."""
+
+
 class UnfinishedLines:
     """The unfinished lines of one container's streams.
 
@@ -27,23 +39,17 @@ class UnfinishedLines:
     """
 
     def __init__(
-        self,
-        topic: Topic,
-        splitters: Mapping[Stream, LineSplitter],
-        *,
-        backlog: Callable[[], int],
-        shows: Callable[[Stream], bool],
+        self, topic: Topic, splitters: Mapping[Stream, LineSplitter], source: Source
     ) -> None:
         """Show nothing yet.
 
         Args:
             topic: shows them.
             splitters: hold them.
-            backlog: bytes of lines that were read and are not stored yet.
-            shows: whether what a stream prints now is the job's, and will be a line.
+            source: fills them. Not kept alive: it has this, and with it the topic's ring.
         """
         self._topic, self._splitters = topic, splitters
-        self._backlog, self._shows = backlog, shows
+        self._source = ref(source)
         self._read_at: dict[Stream, int] = {}  # when the last live bytes came
         self._timer: asyncio.TimerHandle | None = None
         self._caught: dict[Stream, _Caught] = {}
@@ -80,9 +86,12 @@ class UnfinishedLines:
         self._timer = asyncio.get_running_loop().call_later(INTERVAL, self._catch)
 
     def _catch(self) -> None:
-        self._timer, self._ahead = None, self._backlog()
+        self._timer, source = None, self._source()
+        if source is None:
+            return
+        self._ahead = source.backlog
         for stream, splitter in self._splitters.items():
-            if splitter.unfinished and self._shows(stream):
+            if splitter.unfinished and source.shows(stream):
                 text = Unfinished(stream, self._read_at[stream], splitter.tail(BYTES))
                 self._caught[stream] = _Caught(text, splitter.position)
         self._show_once_stored()

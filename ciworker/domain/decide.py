@@ -143,7 +143,7 @@ def _starting(job: Facts, container: Container | None) -> Action:
     if job.cancel_asked:
         return Action(Verb.CANCEL, Bucket.CANCELLED, Reason.CANCELLED)  # 10
     if container is None:
-        return _lost(job) if job.sent else Action(Verb.LAUNCH, Bucket.CREATED)  # 12, 11
+        return _gone(job) if job.sent else Action(Verb.LAUNCH, Bucket.CREATED)  # 12, 11
     if container.state is State.CREATED:
         return Action(Verb.START, Bucket.STARTED)  # 13
     if job.mark is Mark.SEEN:
@@ -163,7 +163,8 @@ def _starting_down(job: Facts) -> Action:
     # Of an engine that went down, output may be missing: then no mark proves nothing.
     unreadable = job.mark is Mark.UNREADABLE or job.engine_restarted
     if unreadable and job.sent:
-        return _lost(job)  # 16, as 12
+        # An engine that restarts tells of its own kills as of anybody's.
+        return _lost(Reason.ENGINE_RESTARTED) if job.engine_restarted else _gone(job)  # 16, as 12
     if job.attempts_left:
         return Action(Verb.REQUEUE, Bucket.REQUEUED)  # 16; nothing sent: as 11, by a new attempt
     return Action(Verb.FAIL, Bucket.FAILED, Reason.TRANSFER_FAILED)  # 16
@@ -171,7 +172,7 @@ def _starting_down(job: Facts) -> Action:
 
 def _running(job: Facts, container: Container | None) -> Action:
     if container is None or container.state is State.CREATED:
-        return _lost(job)  # 17
+        return _gone(job)  # 17
     if container.state.up:
         if job.stop_due is not None:
             return Action(Verb.STOP, Bucket.STOPPED, job.stop_due)  # 18
@@ -181,14 +182,14 @@ def _running(job: Facts, container: Container | None) -> Action:
     return Action(Verb.RECORD_VERDICT, Bucket.FINISHED)  # 21
 
 
-def _lost(job: Facts) -> Action:
-    return Action(Verb.FAIL, Bucket.FAILED, _why_lost(job))
-
-
-def _why_lost(job: Facts) -> Reason:
+def _gone(job: Facts) -> Action:
     if job.killed:
-        return Reason.KILLED_OUTSIDE
-    return Reason.ENGINE_RESTARTED if job.engine_restarted else Reason.CONTAINER_LOST
+        return _lost(Reason.KILLED_OUTSIDE)
+    return _lost(Reason.ENGINE_RESTARTED if job.engine_restarted else Reason.CONTAINER_LOST)
+
+
+def _lost(why: Reason) -> Action:
+    return Action(Verb.FAIL, Bucket.FAILED, why)
 
 
 def admit(memory: int | None, free_slots: int, free_memory: int) -> bool:

@@ -222,5 +222,12 @@ class Job:
         return success_of(self.reason) if self.reason else None
 
     @property
+    def engine_restarted(self) -> bool:
+        """Whether the engine restarted since this attempt's container was started."""
+        if self.engine_restarted_at is None or self.sent_at is None:
+            return False
+        return self.sent_at <= self.engine_restarted_at
+
+    @property
     def cancel_asked(self) -> bool:
         return self.cancel_by is not None

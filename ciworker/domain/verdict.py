@@ -17,8 +17,10 @@ class Verdict:
     exit_code: int | None = None
 
 
-def verdict(job: Job, container: Container) -> Verdict:
+def verdict(job: Job, container: Container, *, unseen: bool = False) -> Verdict:
     """Judge a container that is down and whose log is complete.
+
+    unseen: the worker was away when the engine restarted.
 
     Our own stop is the reason only if it was decided before the exit; a kill that an event told
     of only if the exit code agrees with its signal, and if it was not the engine's own.
@@ -28,7 +30,7 @@ def verdict(job: Job, container: Container) -> Verdict:
         return Verdict(job.stop.cause, _stop_sentence(job), code)
     if code == 137 and (container.oom_killed or job.oom) and 9 not in job.kills:
         return Verdict(Reason.OUT_OF_MEMORY, _memory_sentence(job), code)
-    if code in _ENGINES_CODES and _down_before_restart(job, container):
+    if could_be_engines(job, container, unseen=unseen) and _down_before_restart(job, container):
         return Verdict(Reason.ENGINE_RESTARTED, ENGINE_RESTARTED, None)
     if code > 128 and code - 128 in job.kills:
         return Verdict(Reason.KILLED_OUTSIDE, killed_sentence(code - 128), code)
@@ -38,6 +40,18 @@ def verdict(job: Job, container: Container) -> Verdict:
 # An engine that stops, and one that boots after a crash, sends TERM and later KILL, with `kill`
 # events like anybody's (Docker 20.10.24; 143 for who obeys). 255: it lost sight of the container.
 _ENGINES_CODES = (137, 143, 255)
+
+
+def could_be_engines(job: Job, container: Container, *, unseen: bool = False) -> bool:
+    """Whether the end of a container looks like that of those which the engine itself ends.
+
+    One that handles TERM may exit with any code: then a `kill` was told of, but to nobody if the
+    worker was away too.
+    """
+    if container.exit_code in _ENGINES_CODES or job.kills:
+        return True
+    return unseen and container.exit_code != 0
+
 
 MOMENT = timedelta(seconds=2)
 

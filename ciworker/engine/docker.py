@@ -1,18 +1,20 @@
 """The port on a real Docker engine, by aiodocker.
 
-Two clients: short calls must not wait behind the streams' connections (aiodocker's pool holds
-100, engine-facts rule 15). aiodocker has no default timeouts, so every short call gets one here.
+Short calls must not wait behind the streams' connections (aiodocker's pool holds 100, engine-facts
+rule 15), and a ping must not use a connection that is open already: so there are three clients.
+aiodocker has no default timeouts, so every short call gets one here.
 """
 
 import asyncio
 import contextlib
+import functools
 import json
 import os
 import re
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 import aiodocker
 import aiohttp
@@ -48,16 +50,39 @@ from ciworker.errors import (
     ImageMissing,
     NameTaken,
 )
+from ciworker.metrics import EngineMetrics, Metrics
 
 CALL_TIMEOUT = 30.0
+PING_TIMEOUT = 2.0
 PULL_TIMEOUT = 900.0
 COMMIT_TIMEOUT = 900.0
 MOST_LINE = 4 * 2**20
 EVENT_ACTIONS = ("kill", "oom", "die", "start", "destroy")
+MOST_REPLAYED = 256  # events of all kinds that the engine keeps: moby's `eventsLimit`
 
 _SOCKETS = ("/var/run/docker.sock", "/run/docker.sock")
 _NO_TIMEOUT = aiohttp.ClientTimeout(total=None, sock_read=None)
 _BROKEN = (aiohttp.ClientError, OSError, EOFError, json.JSONDecodeError)
+_CALLS: list[str] = []
+_STREAMS = ("log", "events")
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def _measured(
+    method: Callable[Concatenate["DockerEngine", P], Coroutine[Any, Any, T]],
+) -> Callable[Concatenate["DockerEngine", P], Coroutine[Any, Any, T]]:
+    """A call whose time and errors are counted under its name."""
+    name = method.__name__.removeprefix("_")
+    _CALLS.append(name)
+
+    @functools.wraps(method)
+    async def measured(engine: "DockerEngine", /, *args: P.args, **kwargs: P.kwargs) -> T:
+        with engine.metrics.call(name, EngineUnavailable):
+            return await method(engine, *args, **kwargs)
+
+    return measured
 
 
 class _Conflict(ContainerMissing):
@@ -67,31 +92,45 @@ class _Conflict(ContainerMissing):
 class DockerEngine:
     """Implements `ciworker.engine.port.Engine` for the containers of one instance."""
 
-    def __init__(self, host: str | None, instance: str) -> None:
+    def __init__(
+        self, host: str | None, instance: str, metrics: EngineMetrics | None = None
+    ) -> None:
         """Make the clients; connects at the first call.
 
         Args:
             host: `unix://…` or `tcp://…`; None for `DOCKER_HOST`, else the local socket.
             instance: the value of the instance label that makes a container ours.
+            metrics: where calls are counted.
         """
+        self.metrics = metrics or Metrics().engine
+        self.metrics.know(_CALLS, _STREAMS, EVENT_ACTIONS)
         self.host = host or os.environ.get("DOCKER_HOST") or _local_socket()
         self._instance = instance
         self._calls = _client(self.host)
         self._streams = _client(self.host)
+        self._pings = _client(self.host, force_close=True)
 
     async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        for client in (self._calls, self._streams):
+        for client in (self._calls, self._streams, self._pings):
             await client.close()
             await client.connector.close()
 
+    @_measured
+    async def ping(self) -> None:
+        with self._translated():
+            async with asyncio.timeout(PING_TIMEOUT), self._pings._query("_ping"):
+                pass
+
+    @_measured
     async def info(self) -> EngineInfo:
         answer = await self._json("info")
         now = datetime.fromisoformat(answer["SystemTime"]).timestamp()
         return EngineInfo(str(answer["ServerVersion"]), now, answer)
 
+    @_measured
     async def image(self, name: str) -> Image | None:
         try:
             answer = await self._json(f"images/{name}/json")
@@ -109,16 +148,19 @@ class DockerEngine:
     async def pull(self, name: str) -> None:
         tagged = name if ":" in name.rpartition("/")[2] or "@" in name else f"{name}:latest"
         try:
-            async with asyncio.timeout(PULL_TIMEOUT):
-                await self._pull(tagged)
+            await self._pull(tagged)
         except (EngineRefused, EngineFailed) as error:
             raise ImageMissing(f"image {name!r} could not be pulled: {error}") from error
-        except TimeoutError as error:
-            raise ImageMissing(
-                f"image {name!r} was not pulled within {PULL_TIMEOUT:g} s"
-            ) from error
 
+    @_measured
     async def _pull(self, tagged: str) -> None:
+        try:
+            async with asyncio.timeout(PULL_TIMEOUT):
+                await self._pull_to_its_end(tagged)
+        except TimeoutError as error:
+            raise EngineFailed(f"it took longer than {PULL_TIMEOUT:g} s") from error
+
+    async def _pull_to_its_end(self, tagged: str) -> None:
         with self._translated():
             async with self._streams._query(  # rule 14: its own wrappers hide errors
                 "images/create", "POST", params={"fromImage": tagged}, timeout=_NO_TIMEOUT
@@ -127,6 +169,7 @@ class DockerEngine:
                     async for line in _lines(response.content):
                         _raise_pull_error(json.loads(line))
 
+    @_measured
     async def commit(self, container: str, name: str, labels: Mapping[str, str]) -> str:
         repository, _, tag = name.rpartition(":")
         own = {LABEL_INSTANCE: self._instance, LABEL_KIND: KIND_IMAGE, LABEL_NAME: name}
@@ -140,6 +183,7 @@ class DockerEngine:
         )
         return str(answer["Id"])
 
+    @_measured
     async def images(self, labels: Mapping[str, str]) -> Sequence[Image]:
         wanted = {**labels, LABEL_INSTANCE: self._instance, LABEL_KIND: KIND_IMAGE}
         filters = json.dumps({"label": [f"{key}={value}" for key, value in wanted.items()]})
@@ -148,6 +192,7 @@ class DockerEngine:
         # one that somebody made from ours has inherited the label, under a name of its own
         return [i for i in found if not i.names or i.labels.get(LABEL_NAME) in i.names]
 
+    @_measured
     async def remove_image(self, image: str) -> None:
         try:
             await self._done(f"images/{image}", "DELETE", {"noprune": "1"})
@@ -157,6 +202,7 @@ class DockerEngine:
         except ContainerMissing:
             return
 
+    @_measured
     async def create(self, spec: ContainerSpec) -> str:
         try:
             answer = await self._json(
@@ -168,6 +214,7 @@ class DockerEngine:
             raise ImageMissing(str(error)) from error
         return str(answer["Id"])
 
+    @_measured
     async def attach(self, container: str) -> "DockerAttachment":
         async def setup() -> tuple[URL, bytes | None, bool]:
             query = {"stdin": 1, "stdout": 1, "stderr": 1, "stream": 1}
@@ -179,17 +226,24 @@ class DockerEngine:
                 await stream._init()  # open now, before the container starts
         return DockerAttachment(stream)
 
+    @_measured
     async def start(self, container: str) -> None:
         await self._done(f"containers/{container}/start", "POST")
 
+    @_measured
     async def signal(self, container: str, signum: int) -> None:
         with contextlib.suppress(ContainerMissing):  # or 409: it is not running
             await self._done(f"containers/{container}/kill", "POST", {"signal": str(signum)})
 
-    async def remove(self, container: str) -> None:
-        with contextlib.suppress(ContainerMissing):  # or 409: removal is under way
+    @_measured
+    async def remove(self, container: str) -> bool:
+        try:
             await self._done(f"containers/{container}", "DELETE", {"force": "1", "v": "1"})
+        except ContainerMissing:  # or 409: removal is under way
+            return False
+        return True
 
+    @_measured
     async def inspect(self, container: str) -> Container | None:
         try:
             answer = await self._json(f"containers/{container}/json")
@@ -197,6 +251,7 @@ class DockerEngine:
             return None
         return _container(answer)
 
+    @_measured
     async def list(self) -> Sequence[Container]:
         filters = json.dumps({"label": [f"{LABEL_INSTANCE}={self._instance}"]})
         answer = await self._json("containers/json", params={"all": "1", "filters": filters})
@@ -207,56 +262,91 @@ class DockerEngine:
         parser = FrameParser()
         silence = None if follow else CALL_TIMEOUT
         path = f"containers/{container}/logs"
-        async with self._stream(path, params, silence) as content:  # rule 13
+        async with self._stream("log", path, params, silence) as content:  # rule 13
             async for data in content.iter_any():
                 if frames := parser.feed(data):
                     yield frames
-        if parser.failure:
-            raise EngineRefused(f"the engine's log is damaged: {parser.failure}")
-        if parser.truncated:
-            raise EngineUnavailable("the engine's log broke off in the middle of an entry")
+            if parser.failure:
+                raise EngineRefused(f"the engine's log is damaged: {parser.failure}")
+            if parser.truncated:
+                raise EngineUnavailable("the engine's log broke off in the middle of an entry")
 
-    async def remembers(self, event: Event) -> bool:
+    async def restarted_since(self, event: Event) -> bool:
         at = event_time(event)
+        known = await self._past_events({"since": at, "until": at, "filters": self._filters})
+        if event in [_event(line) for line in known]:
+            return False
+        if await self._has_all_events():
+            return True
+        # Others' events have pushed it out. An engine makes its bridge anew when it boots
+        # (Docker 20.10.24), unless it has none or finds containers of before alive. Then the
+        # restart stays unknown: how jobs ended, or that lines of their logs were lost with it.
+        made = await self._bridge_made_at()
+        return made is not None and made.timestamp() * 10**9 > event.at
+
+    async def _has_all_events(self) -> bool:
+        """Whether no event since the engine's boot is pushed out.
+
+        What is newer than `until` is not told, though it takes up room: so few events prove that
+        only if the oldest one stays.
+        """
+        before, now = await self._events_until_now(), await self._events_until_now()
+        return len(now) < MOST_REPLAYED and before[:1] in ([], now[:1])
+
+    async def _events_until_now(self) -> Sequence[Mapping[str, Any]]:
+        now = (await self.info()).now
+        return await self._past_events({"since": "0", "until": f"{now:.9f}"})
+
+    async def _past_events(self, window: Mapping[str, str]) -> Sequence[Mapping[str, Any]]:
         with self._translated():
             async with (
                 asyncio.timeout(CALL_TIMEOUT),
-                self._event_stream({"since": at, "until": at}) as lines,
+                self._stream("events", "events", window) as lines,
             ):
-                known = [_event(json.loads(line)) async for line in _lines(lines)]
-        return event in known
+                return [json.loads(line) async for line in _lines(lines)]
+
+    async def _bridge_made_at(self) -> datetime | None:
+        """None where the engine was told to have none."""
+        try:
+            return _instant((await self._json("networks/bridge"))["Created"])
+        except ContainerMissing:
+            return None
 
     async def events(self, since: str) -> AsyncIterator[Event | None]:
-        async with self._event_stream({"since": since}) as lines:
+        window = {"since": since, "filters": self._filters}
+        async with self._stream("events", "events", window) as lines:  # rule 14: own the loop
             yield None
             async for text in _lines(lines):
                 line = json.loads(text)
                 if _is_ours(line["Actor"].get("Attributes")):
-                    yield _event(line)
-        raise EngineUnavailable("the engine closed its event stream")
+                    event = _event(line)
+                    known = event.action in EVENT_ACTIONS
+                    self.metrics.events.labels(event.action if known else "other").inc()
+                    yield event
+            raise EngineUnavailable("the engine closed its event stream")
 
-    def _event_stream(
-        self, window: Mapping[str, str]
-    ) -> contextlib.AbstractAsyncContextManager[aiohttp.StreamReader]:
-        filters = json.dumps(
+    @property
+    def _filters(self) -> str:
+        return json.dumps(
             {
                 "type": ["container"],
                 "label": [f"{LABEL_INSTANCE}={self._instance}"],
                 "event": list(EVENT_ACTIONS),
             }
         )
-        return self._stream("events", {**window, "filters": filters})  # rule 14: own the loop
 
     @contextlib.asynccontextmanager
     async def _stream(
-        self, path: str, params: Mapping[str, str], silence: float | None = None
+        self, name: str, path: str, params: Mapping[str, str], silence: float | None = None
     ) -> AsyncIterator[aiohttp.StreamReader]:
         """A response without an end in sight; bounded in time only until it opens.
 
-        silence: seconds between two of its pieces, if that is bounded too.
+        name: under which its errors are counted. silence: seconds between two of its pieces, if
+        that is bounded too.
         """
         timeout = aiohttp.ClientTimeout(total=None, sock_read=silence)
         async with contextlib.AsyncExitStack() as opened:
+            opened.enter_context(self.metrics.stream(name, EngineUnavailable))
             opened.enter_context(self._translated())
             async with asyncio.timeout(CALL_TIMEOUT):
                 response = await opened.enter_async_context(
@@ -361,17 +451,19 @@ def _local_socket() -> str:
     return f"unix://{found}"
 
 
-def _client(host: str) -> aiodocker.Docker:
-    """A client without a limit on connections; its own session bounds nothing in time."""
+def _client(host: str, *, force_close: bool = False) -> aiodocker.Docker:
+    """A client without a limit on connections; its own session bounds nothing in time.
+
+    force_close: each call has a connection of its own.
+    """
+    connector: aiohttp.BaseConnector
     if host.startswith("unix://"):
-        connector: aiohttp.BaseConnector = aiohttp.UnixConnector(
-            host.removeprefix("unix://"), limit=0
-        )
+        path = host.removeprefix("unix://")
+        connector = aiohttp.UnixConnector(path, limit=0, force_close=force_close)
         return aiodocker.Docker(url="unix://localhost", connector=connector)
     if host.startswith(("tcp://", "http://")):
-        return aiodocker.Docker(
-            url=re.sub("^tcp://", "http://", host), connector=aiohttp.TCPConnector(limit=0)
-        )
+        connector = aiohttp.TCPConnector(limit=0, force_close=force_close)
+        return aiodocker.Docker(url=re.sub("^tcp://", "http://", host), connector=connector)
     raise EngineRefused(f"docker_host {host!r} is not supported: use unix:// or tcp://")
 
 

@@ -105,6 +105,16 @@ class Attachment(Protocol):
 class Engine(Protocol):
     """See the module's docstring for what holds for all calls."""
 
+    async def ping(self) -> None:
+        """Whether the engine takes new connections, and answers at once.
+
+        One that stops closes its door first and only then ends its containers, and meanwhile
+        still answers on connections that are open (Docker 20.10.24).
+
+        Raises:
+            EngineUnavailable: it does not.
+        """
+
     async def info(self) -> EngineInfo: ...
 
     async def image(self, name: str) -> Image | None: ...
@@ -155,8 +165,11 @@ class Engine(Protocol):
     async def signal(self, container: str, signum: int) -> None:
         """To the container's init; does nothing if the container is not up."""
 
-    async def remove(self, container: str) -> None:
-        """With its anonymous volumes; kills it first if it is up; does nothing if it is gone."""
+    async def remove(self, container: str) -> bool:
+        """With its anonymous volumes; kills it first if it is up.
+
+        Whether this call removed it: False if it is gone, or another one removes it.
+        """
 
     async def inspect(self, container: str) -> Container | None:
         """By id or name."""
@@ -175,8 +188,11 @@ class Engine(Protocol):
             read, where the log is damaged.
         """
 
-    async def remembers(self, event: Event) -> bool:
-        """Whether the engine can still replay this event; a restart empties what it can."""
+    async def restarted_since(self, event: Event) -> bool:
+        """Whether the engine was restarted after this event, which empties what it can replay.
+
+        No if it cannot be told, as other events have pushed this one out.
+        """
 
     def events(self, since: str) -> AsyncIterator[Event | None]:
         """Events of our containers from `since` (inclusive, `"seconds.nanoseconds"`).

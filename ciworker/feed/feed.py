@@ -7,6 +7,7 @@ subscriber costs while it waits is one entry in an event's list of waiters.
 
 import asyncio
 import contextlib
+import time
 from collections import deque
 from collections.abc import Iterator, Mapping
 from typing import Protocol
@@ -76,17 +77,26 @@ class Topic:
         self.last = 0
         self._unfinished: dict[Stream, Unfinished] = {}
         self._ring: deque[Chunk] = deque()
+        self._read_at: deque[float] = deque()  # of the ring's chunks
         self._size = 0
 
-    def append(self, chunk: Chunk) -> None:
-        """Show a chunk that is stored; what was unfinished of its streams is in it."""
+    def append(self, chunk: Chunk, read_at: float | None = None) -> None:
+        """Show a chunk that is stored; what was unfinished of its streams is in it.
+
+        Args:
+            chunk: follows the last one, or begins the log that is shown anew.
+            read_at: when the worker had its first line, monotonic; None for now.
+        """
         if self._ring and self._ring[-1].last + 1 != chunk.first:
             self._ring.clear()  # what is between them is in the store alone
+            self._read_at.clear()
             self._size = 0
         self._ring.append(chunk)
+        self._read_at.append(time.monotonic() if read_at is None else read_at)
         self._size += _cost(chunk)
         while self._size > RING_BYTES and len(self._ring) > 1:
             self._size -= _cost(self._ring.popleft())
+            self._read_at.popleft()
         self.last = chunk.last
         if self._unfinished:
             ended = {run.stream for run in chunk.runs}
@@ -103,6 +113,13 @@ class Topic:
     def unfinished(self, after: int) -> Mapping[Stream, Unfinished] | None:
         """What stands behind line `after`; None for whoever is not where the log ends."""
         return self._unfinished if after == self.last else None
+
+    def read_at(self, number: int) -> float | None:
+        """When the worker had the chunk of line `number`; None for what the ring does not hold."""
+        for chunk, at in zip(reversed(self._ring), reversed(self._read_at), strict=True):
+            if chunk.first <= number:
+                return at if number <= chunk.last else None
+        return None
 
     def after(self, number: int) -> list[Chunk] | None:
         """Chunks with the lines after `number`; None when the ring does not reach back to it."""
@@ -145,6 +162,11 @@ class Feed:
         self.jobs_changed.fire()
         for topic in list(self._topics.values()):
             topic.changed.fire()
+
+    @property
+    def watched(self) -> frozenset[str]:
+        """Jobs whose topic somebody holds."""
+        return frozenset(self._topics.keys())
 
     def last_line(self, job_id: str) -> int:
         """The number of the last line that was shown; 0 where nobody holds the topic."""

@@ -10,12 +10,13 @@ from datetime import datetime, timedelta
 from typing import Any, TypeVar
 
 import orjson
-from sqlalchemy import Row, Table, and_, func, insert, literal_column, or_, update
+from sqlalchemy import Row, Table, and_, exists, func, insert, literal_column, or_, update
 from sqlalchemy import select as sql_select
 from sqlalchemy.sql.dml import ReturningUpdate
 from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
+from ciworker.domain.environment import EnvironmentStatus
 from ciworker.domain.job import (
     TRANSITIONS,
     Backend,
@@ -29,7 +30,13 @@ from ciworker.domain.job import (
 )
 from ciworker.errors import Conflict
 from ciworker.store.kept import Kept
-from ciworker.store.schema import JobEventRow, JobRow, LogChunkRow, SubmissionRow
+from ciworker.store.schema import (
+    EnvironmentRow,
+    JobEventRow,
+    JobRow,
+    LogChunkRow,
+    SubmissionRow,
+)
 from ciworker.store.session import Database
 
 IDEMPOTENCY_WINDOW = timedelta(hours=24)
@@ -39,6 +46,7 @@ KEPT = 1024  # jobs kept as they were last written
 # A partial index is used only where the query spells its condition out, as no parameter.
 _QUEUED = col(JobRow.status) == literal_column("'queued'")
 _RELEASED = col(JobRow.waits) == literal_column("0")
+_THERE = col(JobRow.removed) == literal_column("0")
 _WAITS = col(JobRow.waits) == literal_column("1")
 _NOT_ENDED = col(JobRow.status).in_(
     [literal_column(f"'{status}'") for status in (Status.QUEUED, *ACTIVE)]
@@ -145,7 +153,8 @@ class Jobs:
         project: str | None = None,
     ) -> list[Job]:
         """Submitted ones, newest first; `before` is the id of the last one of the page before."""
-        query = sql_select(*_COLUMNS).where(_SUBMITTED).order_by(col(JobRow.id).desc()).limit(limit)
+        query = sql_select(*_COLUMNS).where(_SUBMITTED, _THERE)
+        query = query.order_by(col(JobRow.id).desc()).limit(limit)
         if before is not None:
             query = query.where(col(JobRow.id) < before)
         if status is not None:
@@ -168,7 +177,7 @@ class Jobs:
         query = (
             select(JobEventRow)
             .join(JobRow)
-            .where(col(JobEventRow.id) > after, _SUBMITTED)
+            .where(col(JobEventRow.id) > after, _SUBMITTED, _THERE)
             .order_by(col(JobEventRow.id))
             .limit(limit)
         )
@@ -228,9 +237,14 @@ class Jobs:
             query = query.where(col(JobRow.kind) == kind.value)
         return dict(await self._database.rows(query))
 
-    async def waiting(self) -> list[str]:
-        """Queued jobs whose environment is not ready, or not known yet; oldest first."""
+    async def waiting(self, *, for_builds: bool = True) -> list[str]:
+        """Queued jobs whose environment is not ready, or not known yet; oldest first.
+
+        for_builds: also those that show the lines of a build under way.
+        """
         query = select(JobRow.id).where(_QUEUED, _WAITS).order_by(col(JobRow.id))
+        if not for_builds:
+            query = query.where(~_SHOWS_BUILD)
         return list(await self._database.rows(query))
 
     async def waiting_for(self, key: str) -> list[Job]:
@@ -256,14 +270,41 @@ class Jobs:
         query = select(JobRow.id).where(_QUEUED, col(JobRow.cancel_by).is_not(None))
         return list(await self._database.rows(query))
 
+    async def needing_workspace(self, job_ids: Collection[str]) -> frozenset[str]:
+        """Those of these jobs that exist and whose workspace may be asked for: a setup's only until
+        it has ended, for it is never retried.
+        """
+        wanted = func.json_each(orjson.dumps(list(job_ids)).decode()).table_valued("value")
+        query = select(JobRow.id).where(
+            col(JobRow.id).in_(sql_select(wanted.c.value)), _THERE, or_(_SUBMITTED, _NOT_ENDED)
+        )
+        return frozenset(await self._database.rows(query))
+
     async def attempts(self, job_ids: Collection[str]) -> Mapping[str, int]:
         """The attempt of each of these jobs that exists."""
         # One parameter, however many ids there are: SQLite bounds the number of parameters.
         wanted = func.json_each(orjson.dumps(list(job_ids)).decode()).table_valued("value")
         query = select(JobRow.id, JobRow.attempt).where(
-            col(JobRow.id).in_(sql_select(wanted.c.value))
+            col(JobRow.id).in_(sql_select(wanted.c.value)), _THERE
         )
         return dict(await self._database.rows(query))
+
+    async def hide(self, job_ids: Collection[str]) -> None:
+        """From now on nobody finds these jobs, which have ended: the first step of a removal.
+
+        A crash leaves them hidden, whole or in part; `Retention.hidden` names them.
+        """
+        wanted = func.json_each(orjson.dumps(list(job_ids)).decode()).table_valued("value")
+        statement = update(_JOBS).where(col(JobRow.id).in_(sql_select(wanted.c.value)))
+
+        async def work(session: AsyncSession) -> None:
+            await (await session.connection()).execute(statement.values(removed=True))
+
+        def committed(_: None) -> None:
+            for job_id in job_ids:
+                self._kept.drop(job_id)
+
+        await self._database.write(work, committed, durable=False)
 
     async def check(self) -> None:
         """Raises StoreUnavailable while the database does not answer."""
@@ -371,6 +412,11 @@ class Jobs:
             self._kept.put(job.id, job)
 
 
+_SHOWS_BUILD = exists().where(
+    col(EnvironmentRow.key) == col(JobRow.environment),
+    col(EnvironmentRow.build) == col(JobRow.build),
+    col(EnvironmentRow.status) == EnvironmentStatus.BUILDING.value,
+)
 _LOG_LINES = (
     select(col(LogChunkRow.first) + col(LogChunkRow.count) - 1)
     .where(col(LogChunkRow.job_id) == col(JobRow.id))
@@ -385,23 +431,28 @@ _COLUMNS = (*_JOBS.columns, _LOG_LINES)
 
 
 async def _submitted(session: AsyncSession, submitter: str, key: str, now: datetime) -> str | None:
-    query = select(SubmissionRow.job_id).where(
-        col(SubmissionRow.token_id) == submitter,
-        col(SubmissionRow.key) == key,
-        col(SubmissionRow.at) > now - IDEMPOTENCY_WINDOW,
+    query = (
+        select(SubmissionRow.job_id)
+        .join(JobRow)
+        .where(
+            col(SubmissionRow.token_id) == submitter,
+            col(SubmissionRow.key) == key,
+            col(SubmissionRow.at) > now - IDEMPOTENCY_WINDOW,
+            _THERE,
+        )
     )
     return (await session.exec(query)).first()
 
 
 def _changed(job_id: str, values: Mapping[str, Any]) -> ReturningUpdate[Any]:
     """An update of one job that gives what it became, as `_job` takes it."""
-    statement = update(_JOBS).where(col(JobRow.id) == job_id).values(**values)
+    statement = update(_JOBS).where(col(JobRow.id) == job_id, _THERE).values(**values)
     return statement.returning(*_COLUMNS)
 
 
 async def _find(session: AsyncSession, job_id: str) -> Job | None:
     connection = await session.connection()
-    query = sql_select(*_COLUMNS).where(col(JobRow.id) == job_id)
+    query = sql_select(*_COLUMNS).where(col(JobRow.id) == job_id, _THERE)
     row = (await connection.execute(query)).first()
     return _job(row) if row else None
 

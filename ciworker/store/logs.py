@@ -7,17 +7,20 @@ as stored, and may be shown, only once its insert has returned.
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Sequence
+from collections import Counter
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 from weakref import WeakSet
 
 from sqlalchemy import ScalarSelect, literal_column
 from sqlalchemy.orm import aliased
 from sqlmodel import col, select
+from sqlmodel.ext.asyncio.session import AsyncSession
 
 from ciworker.domain.log import Chunk, Cursor, PackedChunk, Position, pack_runs
-from ciworker.errors import StoreRefused, TryAgain
+from ciworker.errors import StoreRefused, TryAgain, Unknown
+from ciworker.store.packing import unpacked
 from ciworker.store.schema import LogChunkRow
 from ciworker.store.session import Database
 from ciworker.telemetry import logger
@@ -32,6 +35,11 @@ RETRY_MOST = 2.0
 ROWS_PER_INSERT = 500
 CHUNKS_PER_READ = 256
 BYTES_PER_READ = 2**20  # of chunks read at once; the first one may be larger
+BYTES_PER_STREAM_READ = 2 * BYTES_PER_READ
+LAST_LINE = 2**62  # no log has so many
+
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,10 +175,16 @@ class LogWriter:
 
 
 class LogReader:
-    """Stored lines by number."""
+    """Stored lines by number, whether the log is packed or not."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._reading: Counter[str] = Counter()
+
+    @property
+    def read_now(self) -> frozenset[str]:
+        """Jobs whose log is being read."""
+        return frozenset(self._reading)
 
     async def end(self, job_id: str) -> LogEnd:
         """Where the stored log ends; LogEnd() when there is none."""
@@ -192,46 +206,118 @@ class LogReader:
         return LogEnd(first + count - 1, total, attempt, cursor, copied or 0)
 
     async def chunks(
-        self, job_id: str, after: int, limit: int, size: int = BYTES_PER_READ
+        self,
+        job_id: str,
+        after: int,
+        limit: int,
+        size: int = BYTES_PER_READ,
+        upto: int = LAST_LINE,
     ) -> list[Chunk]:
         """Up to `limit` stored chunks, of `size` bytes together, that hold lines after number
-        `after`; the first one cut, and there however large. [] only at the end of the log.
+        `after` and up to number `upto`; the first one cut, and there however large. [] only at
+        the end of the log.
         """
-        found = await self.packed(job_id, after, limit, size)
-        return [chunk.unpacked().after(after) for chunk in found]
+        rows = await self._rows(job_id, after, limit, size, upto)
+        return await _off_loop(rows, lambda: [c.unpacked().after(after) for c in _plain(rows)])
 
     async def packed(
         self, job_id: str, after: int, limit: int, size: int = BYTES_PER_READ
     ) -> list[PackedChunk]:
-        """The same chunks as they are stored, so without being cut: for whoever takes no time of
-        the loop to unpack them.
-        """
-        row, after = LogChunkRow, max(0, after)
-        holding = (
-            select(row.first, row.count, row.total_bytes)
-            .where(col(row.job_id) == job_id, col(row.first) <= after + 1)
-            .order_by(col(row.first).desc())
-        )
-        start = await self._database.first(holding)
-        if start is None or start[0] + start[1] <= after + 1:
-            return []
-        query = (
-            select(row.first, row.count, row.data, row.runs)
-            .where(col(row.job_id) == job_id, col(row.first) >= start[0])
-            .where(col(row.total_bytes) <= start[2] + size)
-            .order_by(col(row.first))
-            .limit(limit)
-        )
-        return [PackedChunk(*values) for values in await self._database.rows(query)]
+        """The same chunks without being cut: for whoever takes no time of the loop to read them."""
+        rows = await self._rows(job_id, after, limit, size, LAST_LINE)
+        return await _off_loop(rows, lambda: _plain(rows))
 
-    async def stream(self, job_id: str, after: int, upto: int) -> AsyncIterator[Chunk]:
-        """Stored chunks of the lines after number `after`, up to number `upto`."""
-        while after < upto and (found := await self.chunks(job_id, after, CHUNKS_PER_READ)):
-            for chunk in found:
-                if chunk.first > upto:
-                    return
-                yield chunk.upto(upto)
-                after = chunk.last
+    async def _rows(
+        self, job_id: str, after: int, limit: int, size: int, upto: int
+    ) -> Sequence[Any]:
+        async def work(session: AsyncSession) -> Sequence[Any]:
+            return await _rows(
+                session, job_id, after=max(0, after), upto=upto, limit=limit, size=size
+            )
+
+        # One state of the database for all of it: packing may replace chunks at any time.
+        return await self._database.read(work)
+
+    async def stream(self, job_id: str, after: int, upto: int) -> AsyncGenerator[Chunk]:
+        """Stored chunks of the lines after number `after`, up to number `upto`, which is stored.
+
+        Raises:
+            Unknown: the job was removed meanwhile.
+        """
+        with self.reading(job_id):
+            coming = self._ahead(job_id, after, upto)
+            try:
+                while found := await coming:
+                    after = found[-1].last
+                    coming = self._ahead(job_id, after, upto)
+                    for chunk in found:
+                        yield chunk.upto(upto)
+            finally:
+                coming.cancel()
+                await asyncio.wait([coming])
+        if after < upto:
+            raise Unknown(f"job {job_id} was removed while its log was read")
+
+    def _ahead(self, job_id: str, after: int, upto: int) -> asyncio.Task[list[Chunk]]:
+        """What a stream needs next is read and unpacked while what it has is being sent."""
+        return asyncio.ensure_future(self._next(job_id, after, upto))
+
+    async def _next(self, job_id: str, after: int, upto: int) -> list[Chunk]:
+        if after >= upto:
+            return []
+        return await self.chunks(job_id, after, CHUNKS_PER_READ, BYTES_PER_STREAM_READ, upto)
+
+    @contextlib.contextmanager
+    def reading(self, job_id: str) -> Iterator[None]:
+        """Within the block nothing is removed of the job, if it is found within the block too."""
+        self._reading[job_id] += 1
+        try:
+            yield
+        finally:
+            self._reading[job_id] -= 1
+            if not self._reading[job_id]:
+                del self._reading[job_id]
+
+
+async def _rows(
+    session: AsyncSession, job_id: str, *, after: int, upto: int, limit: int, size: int
+) -> Sequence[Any]:
+    """First line, count, data, runs and whether they are packed, of chunks as they are stored."""
+    row = LogChunkRow
+    holding = (
+        select(row.first, row.count, row.total_bytes)
+        .where(col(row.job_id) == job_id, col(row.first) <= after + 1)
+        .order_by(col(row.first).desc())
+        .limit(1)
+    )
+    start = (await session.exec(holding)).first()
+    if start is None or start[0] + start[1] <= after + 1:
+        return []
+    query = (
+        select(  # type: ignore[call-overload] # sqlmodel types at most four columns
+            row.first, row.count, row.data, row.runs, row.packed
+        )
+        .where(col(row.job_id) == job_id, col(row.first) >= start[0])
+        .where(col(row.first) <= max(upto, start[0]))
+        .where(col(row.total_bytes) <= start[2] + size)
+        .order_by(col(row.first))
+        .limit(limit)
+    )
+    found: Sequence[Any] = (await session.exec(query)).all()
+    return found
+
+
+def _plain(rows: Sequence[Any]) -> list[PackedChunk]:
+    found = []
+    for first, count, data, runs, packed in rows:
+        plain = unpacked(data, runs) if packed else (data, runs)
+        found.append(PackedChunk(first, count, *plain))
+    return found
+
+
+async def _off_loop(rows: Sequence[Any], work: Callable[[], list[T]]) -> list[T]:
+    """In a thread if any of the rows has to be decompressed, which takes its time."""
+    return await asyncio.to_thread(work) if any(row[-1] for row in rows) else work()
 
 
 _COPIED = aliased(LogChunkRow)  # made once: it takes almost as long as the query

@@ -2,12 +2,15 @@
 
 import secrets
 
+from sqlalchemy import delete
+from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from ciworker.store.schema import MetaRow
 from ciworker.store.session import Database
 
 _INSTANCE = "instance"
+_LAST_EVENT = "last_event"
 
 
 async def instance_id(database: Database, wanted: str | None) -> str:
@@ -26,3 +29,28 @@ async def instance_id(database: Database, wanted: str | None) -> str:
         return value
 
     return await database.write(work)
+
+
+class LastEvent:
+    """The engine's last event, as text; none where the engine is not known to remember any."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def get(self) -> str | None:
+        """What was put last."""
+        return await self._database.first(
+            select(MetaRow.value).where(col(MetaRow.key) == _LAST_EVENT)
+        )
+
+    async def put(self, event: str | None) -> None:
+        """Without an fsync of its own: what the event led to brings that about."""
+
+        async def work(session: AsyncSession) -> None:
+            if event is None:
+                connection = await session.connection()
+                await connection.execute(delete(MetaRow).where(col(MetaRow.key) == _LAST_EVENT))
+            else:
+                await session.merge(MetaRow(key=_LAST_EVENT, value=event))
+
+        await self._database.write(work, durable=False)

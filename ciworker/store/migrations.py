@@ -161,7 +161,49 @@ STEPS: tuple[tuple[str, ...], ...] = (
         "CREATE INDEX session_token ON session (token_id, created_at)",
         "CREATE INDEX session_parent ON session (parent)",
     ),
+    (
+        "ALTER TABLE job ADD COLUMN log_packed BOOLEAN NOT NULL DEFAULT 0",
+        "ALTER TABLE job ADD COLUMN removed BOOLEAN NOT NULL DEFAULT 0",
+        "ALTER TABLE log_chunk ADD COLUMN packed BOOLEAN NOT NULL DEFAULT 0",
+        "CREATE INDEX job_removed ON job (status, id) WHERE removed = 1",
+        "CREATE INDEX job_finished ON job (finished_at, id) WHERE finished_at IS NOT NULL",
+        """
+        CREATE INDEX job_unpacked ON job (finished_at, id)
+        WHERE finished_at IS NOT NULL AND log_packed = 0
+        """,
+        """
+        CREATE INDEX job_backoff ON job (status, not_before)
+        WHERE status = 'queued' AND waits = 0 AND not_before IS NOT NULL
+        """,
+        """
+        CREATE INDEX job_cancelled ON job (status, id)
+        WHERE status = 'queued' AND cancel_by IS NOT NULL
+        """,
+        "CREATE INDEX submission_job ON submission (job_id)",
+        "CREATE INDEX submission_at ON submission (at)",
+    ),
 )
+
+
+VERSION = "PRAGMA user_version"
+FIRST_NAME = "SELECT name FROM sqlite_schema LIMIT 1"
+
+
+def check_origin(version: int, name: str | None) -> None:
+    """See that a file is ours to read, by its version and the first name in its schema.
+
+    Raises:
+        StoreRefused: it comes from a later release, or holds something else.
+    """
+    if version > len(STEPS):
+        raise StoreRefused(
+            f"the database is of version {version}, this ciworker knows up to {len(STEPS)}: "
+            "use the release that wrote it, or a later one"
+        )
+    if version == 0 and name is not None:
+        raise StoreRefused(
+            f"the database holds {name!r}, which no ciworker made: choose another data_dir"
+        )
 
 
 async def migrate(connection: AsyncConnection) -> None:
@@ -170,17 +212,10 @@ async def migrate(connection: AsyncConnection) -> None:
     Raises:
         StoreRefused: the file comes from a later release, or holds something else.
     """
-    done = (await connection.exec_driver_sql("PRAGMA user_version")).scalar_one()
-    if done > len(STEPS):
-        raise StoreRefused(
-            f"the database is of version {done}, this ciworker knows up to {len(STEPS)}: "
-            "use the release that wrote it, or a later one"
-        )
-    found = await connection.exec_driver_sql("SELECT name FROM sqlite_schema LIMIT 1")
-    if done == 0 and (stranger := found.scalar()) is not None:
-        raise StoreRefused(
-            f"the database holds {stranger!r}, which no ciworker made: choose another data_dir"
-        )
+    done = (await connection.exec_driver_sql(VERSION)).scalar_one()
+    check_origin(done, (await connection.exec_driver_sql(FIRST_NAME)).scalar())
+    if done == len(STEPS):
+        return  # without a write, for which a full disk would have no room
     for step in STEPS[done:]:
         for statement in step:
             await connection.exec_driver_sql(statement)

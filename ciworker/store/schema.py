@@ -40,6 +40,8 @@ class Instant(TypeDecorator[datetime]):
 
 
 class JobRow(SQLModel, table=True):
+    """removed: nobody finds it any more; what is left of it goes (`store/retention.py`)."""
+
     __tablename__ = "job"
     __table_args__ = (
         Index(
@@ -63,6 +65,31 @@ class JobRow(SQLModel, table=True):
                 "status IN ('queued', 'starting', 'running') AND environment IS NOT NULL"
             ),
         ),
+        Index(
+            "job_backoff",
+            "status",
+            "not_before",
+            sqlite_where=text("status = 'queued' AND waits = 0 AND not_before IS NOT NULL"),
+        ),
+        Index(
+            "job_cancelled",
+            "status",
+            "id",
+            sqlite_where=text("status = 'queued' AND cancel_by IS NOT NULL"),
+        ),
+        Index(
+            "job_finished",
+            "finished_at",
+            "id",
+            sqlite_where=text("finished_at IS NOT NULL"),
+        ),
+        Index(
+            "job_unpacked",
+            "finished_at",
+            "id",
+            sqlite_where=text("finished_at IS NOT NULL AND log_packed = 0"),
+        ),
+        Index("job_removed", "status", "id", sqlite_where=text("removed = 1")),
         Index("job_status", "status", "id"),
         Index("job_project", "project", "id"),
     )
@@ -103,6 +130,12 @@ class JobRow(SQLModel, table=True):
     environment: str | None = None
     waits: bool = Field(sa_column=Column(Boolean, nullable=False, server_default=text("0")))
     build: str | None = None
+    log_packed: bool = Field(
+        default=False, sa_column=Column(Boolean, nullable=False, server_default=text("0"))
+    )
+    removed: bool = Field(
+        default=False, sa_column=Column(Boolean, nullable=False, server_default=text("0"))
+    )
 
 
 class JobEventRow(SQLModel, table=True):
@@ -124,7 +157,8 @@ class LogChunkRow(SQLModel, table=True):
     """Lines of one commit, with the engine's cursor and the sum of bytes after them.
 
     The small columns come first, so that reading them does not read the blobs' pages. Lines that
-    were copied from a setup have a negative `attempt`.
+    were copied from a setup have a negative `attempt`. packed: `runs` and `data` are zstd frames,
+    and may be of several commits (`store/packing.py`).
     """
 
     __tablename__ = "log_chunk"
@@ -145,6 +179,9 @@ class LogChunkRow(SQLModel, table=True):
     err_frames: int
     runs: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
     data: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
+    packed: bool = Field(
+        default=False, sa_column=Column(Boolean, nullable=False, server_default=text("0"))
+    )
 
 
 class EnvironmentRow(SQLModel, table=True):
@@ -181,6 +218,7 @@ class SubmissionRow(SQLModel, table=True):
     """An Idempotency-Key that was used, and the job it made."""
 
     __tablename__ = "submission"
+    __table_args__ = (Index("submission_job", "job_id"), Index("submission_at", "at"))
 
     token_id: str = Field(primary_key=True)
     key: str = Field(primary_key=True)

@@ -25,11 +25,14 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 from sqlmodel.sql.expression import Select, SelectOfScalar
 
 from ciworker.errors import Invalid, StoreRefused, StoreUnavailable
+from ciworker.metrics import Metrics, StoreMetrics
+from ciworker.store.lock import writers_of
 from ciworker.store.migrations import migrate
 
 BUSY_TIMEOUT = 5.0  # seconds for another process's lock
 TURN_TIMEOUT = 10.0  # seconds until a connection of our own is free
 READERS = 4
+WAL_LIMIT = 8 * 2**20  # bytes that the WAL keeps once it is folded into the file
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -38,16 +41,27 @@ Ts = TypeVarTuple("Ts")
 class Database:
     """An open database file."""
 
-    def __init__(self, writer: AsyncEngine, readers: AsyncEngine, held: AsyncConnection) -> None:
+    def __init__(
+        self,
+        writer: AsyncEngine,
+        readers: AsyncEngine,
+        held: AsyncConnection,
+        metrics: StoreMetrics,
+    ) -> None:
         self._writer = writer
         self._readers = readers
         self._held = held
+        self._metrics = metrics
         self._writes = asyncio.Lock()
         self._reads = asyncio.Semaphore(READERS)
 
     @classmethod
-    async def open(cls, path: Path) -> Self:
+    async def open(cls, path: Path, metrics: StoreMetrics | None = None) -> Self:
         """Open or make the file and migrate it.
+
+        Args:
+            path: of the file.
+            metrics: where commits are timed.
 
         Raises:
             StoreRefused: it comes from a later release or is no database.
@@ -58,12 +72,15 @@ class Database:
         async with contextlib.AsyncExitStack() as undo:
             undo.push_async_callback(readers.dispose)
             undo.push_async_callback(writer.dispose)
-            with translated():
-                held = await undo.enter_async_context(writer.connect())
-                async with held.begin():
-                    await migrate(held)
+            try:
+                with translated():
+                    held = await undo.enter_async_context(writer.connect())
+                    async with held.begin():
+                        await migrate(held)
+            except StoreUnavailable as error:
+                raise _explained(error, path) from error
             undo.pop_all()
-        return cls(writer, readers, held)
+        return cls(writer, readers, held, metrics or Metrics().store)
 
     async def close(self) -> None:
         """Fold the WAL into the file and end the driver's threads."""
@@ -108,6 +125,8 @@ class Database:
         self,
         work: Callable[[AsyncSession], Awaitable[T]],
         committed: Callable[[T], None] | None = None,
+        *,
+        durable: bool = True,
     ) -> T:
         """Run `work` in the write transaction; durable on disk when this returns.
 
@@ -116,14 +135,18 @@ class Database:
         Args:
             work: what to do; if it raises, nothing of it is kept.
             committed: called with its result after the commit, whatever becomes of the caller.
+            durable: else no fsync of its own; for upkeep, which would be done again.
         """
+        measured = self._metrics.state if durable else self._metrics.upkeep
         async with _turn(self._writes):
-            return await _to_its_end(self._transaction(work, committed))
+            with measured.time():
+                return await _to_its_end(self._transaction(work, committed, durable=durable))
 
     async def insert(self, statement: str, values: Sequence[Any]) -> None:
         """One statement, one transaction, one hop to the driver's thread, no fsync."""
         async with _turn(self._writes):
-            await _to_its_end(self._execute(statement, values))
+            with self._metrics.log.time():
+                await _to_its_end(self._execute(statement, values))
 
     async def check_integrity(self) -> str:
         """What SQLite finds wrong with the file; empty when it is whole."""
@@ -147,8 +170,11 @@ class Database:
         self,
         work: Callable[[AsyncSession], Awaitable[T]],
         committed: Callable[[T], None] | None,
+        *,
+        durable: bool,
     ) -> T:
-        await self._execute("PRAGMA synchronous = FULL")
+        if durable:
+            await self._execute("PRAGMA synchronous = FULL")
         try:
             with translated():
                 async with (
@@ -157,7 +183,8 @@ class Database:
                 ):
                     result = await work(session)
         finally:
-            await self._execute("PRAGMA synchronous = NORMAL")
+            if durable:
+                await self._execute("PRAGMA synchronous = NORMAL")
         if committed is not None:
             committed(result)
         return result
@@ -174,6 +201,15 @@ class Database:
             await self._held.close()
             await self._readers.dispose()
             await self._writer.dispose()  # the last one: it folds the WAL
+
+
+def _explained(error: StoreUnavailable, path: Path) -> StoreUnavailable:
+    """Nobody but a worker writes to its store: say who keeps it from that."""
+    others = writers_of(path)
+    return StoreUnavailable(
+        f"{path} cannot be opened: {error}"
+        + (f"; {others} holds it: stop that, then start again" if others else "")
+    )
 
 
 @contextlib.asynccontextmanager
@@ -235,6 +271,7 @@ def _pragmas(*, writes: bool) -> Iterator[str]:
     if writes:
         yield "journal_mode = WAL"
         yield "synchronous = NORMAL"
+        yield f"journal_size_limit = {WAL_LIMIT}"
     else:
         yield "query_only = ON"
 

@@ -103,14 +103,6 @@ class Sessions:
 
         await self._database.write(work)
 
-    async def remove_expired(self, at: datetime) -> None:
-        """Forget the sessions whose time is over."""
-
-        async def work(session: AsyncSession) -> None:
-            await session.exec(_expired(at))
-
-        await self._database.write(work)
-
 
 async def _end_of(session: AsyncSession, parent: str | None, at: datetime) -> datetime | None:
     """When a session that begins now expires; None if its parent is over."""

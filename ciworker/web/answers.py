@@ -45,13 +45,18 @@ async def json_body(request: web.Request, model: type[M]) -> M:
         raise Invalid(": ".join((*map(str, first["loc"]), first["msg"]))) from error
 
 
+def named(request: web.Request) -> str:
+    """The id that the path gives; there need not be such a job."""
+    return request.match_info["id"].upper()
+
+
 async def found(request: web.Request) -> Job:
     """The job that the path names.
 
     Raises:
         Unknown: there is none.
     """
-    job_id = request.match_info["id"].upper()
+    job_id = named(request)
     job = await request.app[CONTEXT].jobs.get(job_id) if _ULID.fullmatch(job_id) else None
     if job is None:
         raise Unknown(f"there is no job {request.match_info['id']!r}: see `ciclient list`")

@@ -1,14 +1,18 @@
 """What the handlers work with; made once, in `app.py`."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import Protocol
 
 from aiohttp import web
 
 from ciworker.domain.jobfile import Bounds
+from ciworker.engine.disks import Disk
 from ciworker.feed.feed import Feed, Signal
+from ciworker.metrics import Metrics
 from ciworker.settings import Settings
+from ciworker.store.counts import Counter
 from ciworker.store.environments import Environments
 from ciworker.store.jobs import Jobs
 from ciworker.store.logs import LogReader
@@ -16,6 +20,24 @@ from ciworker.store.sessions import Sessions
 from ciworker.store.tokens import Tokens
 from ciworker.web.models import ResyncReport
 from ciworker.web.sessions import Codes
+from ciworker.web.watchers import Watchers
+
+
+class Drain(Protocol):
+    """Waiting for the jobs that run, to stop then. wanted: it does."""
+
+    @property
+    def wanted(self) -> bool: ...
+
+    def begin(self) -> None:
+        """Start nothing more; a second call changes nothing."""
+
+    def undo(self) -> None:
+        """Take and start jobs again.
+
+        Raises:
+            Conflict: it is too late.
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +49,9 @@ class Context:
     answer.
     store_ready: likewise StoreUnavailable. new_id: a job's id, larger than all before.
     remove_environment: takes a key and a why; answers once that was tried.
+    connected: whether the engine's events are read. work_queue: how many keys wait there.
+    disks: those that can fill, by name.
+    started_at: when this process did. drain: how it is told to wait for its jobs, then stop.
     closing: fires when the worker goes down and streams have to end.
     access_ended: fires when a token or a session does before its time.
     """
@@ -43,9 +68,17 @@ class Context:
     notify: Callable[[str], None]
     resync: Callable[[], Awaitable[ResyncReport]]
     remove_environment: Callable[[str, str], Awaitable[None]]
-    engine_ready: Callable[[], None]
+    engine_ready: Callable[[], Awaitable[None]]
     store_ready: Callable[[], Awaitable[None]]
     new_id: Callable[[], str]
+    metrics: Metrics
+    counter: Counter
+    connected: Callable[[], bool]
+    work_queue: Callable[[], int]
+    disks: Callable[[], Awaitable[Mapping[str, Disk]]]
+    started_at: datetime
+    drain: Drain
+    watchers: Watchers = field(default_factory=Watchers)
     codes: Codes = field(default_factory=Codes)
     closing: Signal = field(default_factory=Signal)
     access_ended: Signal = field(default_factory=Signal)

@@ -9,6 +9,7 @@ from ciworker.errors import Conflict, Invalid
 from ciworker.web.access import TOKEN
 from ciworker.web.answers import choice, found, json_answer, number, parameter
 from ciworker.web.context import CONTEXT
+from ciworker.web.drain import check_taking
 from ciworker.web.models import Health, JobPage, job_detail, job_model
 
 PAGE = 50
@@ -73,8 +74,9 @@ async def healthz(_request: web.Request) -> web.Response:
 
 
 async def readyz(request: web.Request) -> web.Response:
-    """Engine and store answer."""
+    """Engine and store answer, and jobs are taken."""
     context = request.app[CONTEXT]
-    context.engine_ready()
+    check_taking(context)
+    await context.engine_ready()
     await context.store_ready()
     return json_answer(Health())

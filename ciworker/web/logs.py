@@ -1,12 +1,14 @@
 """The stored log of a job, so far, as text or as records."""
 
+import contextlib
 from collections.abc import AsyncGenerator, Callable
 
 from aiohttp import web
 
+from ciworker.domain.job import Job
 from ciworker.domain.log import Chunk, Stream
 from ciworker.web import records
-from ciworker.web.answers import before_first, choice, flag, found, limited
+from ciworker.web.answers import before_first, choice, flag, found, limited, named
 from ciworker.web.context import CONTEXT
 from ciworker.web.streaming import streamed
 
@@ -19,19 +21,24 @@ Encoder = Callable[[Chunk, Stream | None], bytes]
 
 async def job_log(request: web.Request) -> web.StreamResponse:
     """Stream the stored lines, and return."""
-    context, job = request.app[CONTEXT], await found(request)
+    with request.app[CONTEXT].logs.reading(named(request)):
+        return await _sent(request, await found(request))
+
+
+async def _sent(request: web.Request, job: Job) -> web.StreamResponse:
+    context = request.app[CONTEXT]
     stream = choice(request, "stream", ("stdout", "stderr"))
     only = Stream[stream.upper()] if stream else None
     content_type, encode = _encoding(request)
     last = (await context.logs.end(job.id)).last
     after = before_first(request, last)
     upto = min(last, after + limited(request, MOST_LINES, MOST_LINES))
-    chunks = context.logs.stream(job.id, after, upto)
 
     async def pieces() -> AsyncGenerator[bytes]:
-        async for chunk in chunks:
-            if data := encode(chunk, only):
-                yield data
+        async with contextlib.aclosing(context.logs.stream(job.id, after, upto)) as chunks:
+            async for chunk in chunks:
+                if data := encode(chunk, only):
+                    yield data
 
     headers = {
         "Content-Type": content_type,

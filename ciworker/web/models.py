@@ -230,6 +230,23 @@ class ResyncReport(Model):
     seconds: float
 
 
+class AwaitedJob(Model):
+    """A job that runs; a worker that drains waits for it."""
+
+    id: str
+    project: str
+    status: Status
+    deadline_at: Instant | None
+
+
+class DrainReport(Model):
+    """Whether the worker drains. started_at: of its process, so that another one is told apart."""
+
+    started_at: Instant
+    draining: bool
+    waits_for: list[AwaitedJob]
+
+
 class EnvironmentModel(Model):
     """An environment: what a setup left behind. inputs: names; build: its newest setup job."""
 

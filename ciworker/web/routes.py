@@ -10,9 +10,21 @@ from pydantic import BaseModel
 
 from ciworker.domain.job import Status
 from ciworker.store.tokens import Role
-from ciworker.web import environments, jobs, logs, pages, search, sse, submit, tokens
+from ciworker.web import (
+    drain,
+    environments,
+    jobs,
+    logs,
+    metrics,
+    pages,
+    search,
+    sse,
+    submit,
+    tokens,
+)
 from ciworker.web.access import authorise
 from ciworker.web.models import (
+    DrainReport,
     EnvironmentList,
     EnvironmentNames,
     Health,
@@ -217,6 +229,30 @@ ROUTES: Sequence[Route] = (
         refusals=(503,),
     ),
     Route(
+        hdrs.METH_POST,
+        f"{API}/drain",
+        drain.drain,
+        Role.ADMIN,
+        {200: DrainReport},
+        refusals=(503,),
+    ),
+    Route(
+        hdrs.METH_GET,
+        f"{API}/drain",
+        drain.show_drain,
+        Role.READ,
+        {200: DrainReport},
+        refusals=(503,),
+    ),
+    Route(
+        hdrs.METH_DELETE,
+        f"{API}/drain",
+        drain.undo_drain,
+        Role.ADMIN,
+        {200: DrainReport},
+        refusals=(409, 503),
+    ),
+    Route(
         hdrs.METH_GET,
         f"{API}/environments",
         environments.list_environments,
@@ -269,6 +305,7 @@ ROUTES: Sequence[Route] = (
     ),
     Route(hdrs.METH_GET, "/healthz", jobs.healthz, None, {200: Health}),
     Route(hdrs.METH_GET, "/readyz", jobs.readyz, None, {200: Health}, refusals=(503,)),
+    Route(hdrs.METH_GET, "/metrics", metrics.metrics, Role.READ, {200: metrics.TEXT}),
     Route(hdrs.METH_GET, "/openapi.json", openapi, Role.READ, {200: "application/json"}),
 )
 

@@ -13,10 +13,11 @@ from typing import TypeVar
 
 from aiohttp import web
 
+from ciworker.domain.job import Job
 from ciworker.domain.log import PackedChunk
 from ciworker.domain.search import Matcher, blocks, excerpt, expression, literal
-from ciworker.errors import Invalid, TryAgain
-from ciworker.web.answers import flag, found, json_answer, limited, number, parameter
+from ciworker.errors import Invalid, TryAgain, Unknown
+from ciworker.web.answers import flag, found, json_answer, limited, named, number, parameter
 from ciworker.web.context import CONTEXT
 from ciworker.web.models import LogHit, LogSearch
 from ciworker.web.problems import Refused
@@ -150,7 +151,11 @@ class _LateError(Exception):
 
 async def search_log(request: web.Request) -> web.Response:
     """Lines that have a text, or match an expression."""
-    job = await found(request)
+    with request.app[CONTEXT].logs.reading(named(request)):
+        return await _searched(request, await found(request))
+
+
+async def _searched(request: web.Request, job: Job) -> web.Response:
     make = _sought(request)
     limit = limited(request, HITS, MOST_HITS)
     after = max(0, number(request, "from", 1) - 1)
@@ -174,6 +179,8 @@ async def _look_through(request: web.Request, job_id: str, search: Search, after
     last = (await logs.end(job_id)).last
     while after < last and not search.over:
         chunks = await logs.packed(job_id, after, CHUNKS_PER_TURN)
+        if not chunks:
+            raise Unknown(f"job {job_id} was removed while its log was searched")
         await _in_thread(partial(search.look, chunks, after))
         after = chunks[-1].last
     if search.stopped is not None and search.stopped > last:

@@ -48,9 +48,8 @@ async def job_events(request: web.Request) -> web.StreamResponse:
     if request.headers.get("Last-Event-ID") == END:
         return web.Response(status=204)
     after = await _start(request, context, job)
-    return await streamed(
-        request, _HEADERS, stream(Gate(request), [OwnJob(context, job.id, after)])
-    )
+    with context.watchers.watching("job", watched := [OwnJob(context, job.id, after)]):
+        return await streamed(request, _HEADERS, stream(Gate(request), watched))
 
 
 async def all_events(request: web.Request) -> web.StreamResponse:
@@ -59,9 +58,9 @@ async def all_events(request: web.Request) -> web.StreamResponse:
     newest = await context.jobs.last_change()
     after = _last_event_id(request, newest)
     changes = Changes(context, newest if after is None else after)
-    return await streamed(
-        request, _HEADERS, stream(Gate(request), [changes, *await _followed(request, context)])
-    )
+    watched = await _followed(request, context)
+    with context.watchers.watching("all", watched):
+        return await streamed(request, _HEADERS, stream(Gate(request), [changes, *watched]))
 
 
 class Gate:
@@ -100,6 +99,9 @@ class Part(Protocol):
     async def turn(self) -> Iterable[bytes]:
         """Some of the frames that there are to send now, to be taken at once; or none."""
 
+    def handed_over(self) -> None:
+        """What the last turn said is in the reader's socket."""
+
 
 class Changes:
     """State changes of all jobs."""
@@ -119,6 +121,9 @@ class Changes:
                 said.append(frames.event("status", job_model(job), str(change.id)))
         return said
 
+    def handed_over(self) -> None:
+        """States are not timed."""
+
 
 class FollowedJob:
     """The lines of one of several jobs, until its end. Its states are told with all others'."""
@@ -133,18 +138,34 @@ class FollowedJob:
         self._states = -1
         self._end = b""
         self._partial: Mapping[Stream, Unfinished] = {}
+        self._up_to_date = False  # it was at the end of the log: what comes from now on is live
+        self._read_at: float | None = None  # the first of the live lines of the last turn
+        self._handed = after  # the last line that is in the reader's socket
 
     async def turn(self) -> Iterable[bytes]:
         states = await self._look() if self._states != self._topic.states else ()
         chunks = await self._context.feed.read(self._job_id, self._after, self._size)
         if chunks:
+            self._read_at = self._topic.read_at(self._after + 1) if self._up_to_date else None
             self._after = chunks[-1].last
             if self._partial:
                 ended = {run.stream for chunk in chunks for run in chunk.runs}
                 self._partial = {s: text for s, text in self._partial.items() if s not in ended}
         self.more = bool(chunks) and (bool(self._end) or self._after != self._topic.last)
         self.done = bool(self._end) and not chunks
+        self._up_to_date = self._up_to_date or not self.more
         return chain(states, map(self._lines, chunks), self._unfinished(), self._ending())
+
+    def handed_over(self) -> None:
+        self._handed = self._after
+        if self._read_at is not None:
+            self._context.metrics.watchers.handed_over(self._read_at)
+            self._read_at = None
+
+    @property
+    def behind(self) -> int:
+        """How many of the lines that were shown are not in its socket."""
+        return max(0, self._topic.last - self._handed)
 
     def _ending(self) -> Sequence[bytes]:
         """Once the job has ended and all its lines are told."""
@@ -224,6 +245,7 @@ async def stream(gate: Gate, parts: Sequence[Part]) -> AsyncGenerator[bytes]:
                     yield frame
                     if not await gate.open():
                         return
+                part.handed_over()
                 if part.done:
                     del heard[part]
             idle = bool(heard) and not any(part.more for part in heard)
@@ -251,7 +273,7 @@ async def _current(context: Context, job_id: str) -> Job | None:
     return replace(job, log_lines=lines) if job is not None and lines > job.log_lines else job
 
 
-async def _followed(request: web.Request, context: Context) -> Sequence[Part]:
+async def _followed(request: web.Request, context: Context) -> Sequence[FollowedJob]:
     texts = request.query.getall("follow", [])
     if len(texts) > MOST_FOLLOWED:
         raise Invalid(f"{len(texts)} jobs cannot be followed at once: at most {MOST_FOLLOWED}")
@@ -268,7 +290,7 @@ def _place(text: str) -> tuple[str, int]:
     return match[1].upper(), int(match[2])
 
 
-async def _follow(context: Context, job_id: str, after: int) -> Part:
+async def _follow(context: Context, job_id: str, after: int) -> FollowedJob:
     if await context.jobs.current(job_id) is None:
         raise Unknown(f"there is no job {job_id!r}: see `ciclient list`")
     last = (await context.logs.end(job_id)).last

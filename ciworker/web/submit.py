@@ -20,6 +20,8 @@ from ciworker.source.intake import Intake
 from ciworker.web.access import TOKEN
 from ciworker.web.answers import found, json_answer
 from ciworker.web.context import CONTEXT, Context, bounds_of
+from ciworker.web.diskguard import check_room
+from ciworker.web.drain import check_taking
 from ciworker.web.models import SpecRequest, Vcs, job_model
 from ciworker.web.problems import Refused
 from ciworker.web.upload import Upload, drain
@@ -31,11 +33,13 @@ MAX_KEY = 200
 async def submit(request: web.Request) -> web.Response:
     """Submit a tree; it is queued when this answers 201."""
     context = request.app[CONTEXT]
-    context.engine_ready()
+    await context.engine_ready()
     key = _idempotency_key(request)
     if key and (earlier := await context.jobs.submitted(request[TOKEN].id, key, context.now())):
         await drain(request, context.settings.max_upload)
         return json_answer(job_model(earlier))
+    check_taking(context)
+    await check_room(context)
     job = await _take_in(await Upload.of(request), context)
     stored = await _store(context, job, request[TOKEN].id, key)
     if stored.id != job.id:
@@ -46,12 +50,14 @@ async def submit(request: web.Request) -> web.Response:
 async def retry(request: web.Request) -> web.Response:
     """Submit the same tree with the same spec again, as a new job; it rebuilds no environment."""
     context = request.app[CONTEXT]
-    context.engine_ready()
+    await context.engine_ready()
     old = await found(request)
     if old.kind is Kind.SETUP:
         raise Conflict(f"{old.id} sets an environment up: retry the jobs that waited for it")
     if not old.status.terminal:
         raise Conflict(f"job {old.id} is {old.status}: it can be retried once it has ended")
+    check_taking(context)
+    await check_room(context)
     check_bounds(old.spec, bounds_of(context.settings))  # they may have changed since
     cache = Cache.USE if old.spec.cache is Cache.REBUILD else old.spec.cache
     job = _queued(

@@ -7,6 +7,7 @@ import stat
 from collections.abc import Mapping
 
 import pytest
+import pytest_asyncio
 
 from ciworker.web.routes import PAGES, ROUTES
 from tests.driver import Worker
@@ -33,17 +34,27 @@ NEEDS = {
     ("POST", "/api/v1/jobs/{id}/retry"): "submit",
     ("POST", "/api/v1/login-codes"): "read",
     ("POST", "/api/v1/resync"): "admin",
+    ("POST", "/api/v1/drain"): "admin",
+    ("GET", "/api/v1/drain"): "read",
+    ("DELETE", "/api/v1/drain"): "admin",  # whoever walks the table undoes what it did
     ("GET", "/api/v1/environments"): "read",
     ("POST", "/api/v1/environments/prune"): "admin",
     ("DELETE", "/api/v1/environments/{id}"): "admin",
     ("GET", "/api/v1/tokens"): "admin",
     ("POST", "/api/v1/tokens"): "admin",
     ("DELETE", "/api/v1/tokens/{id}"): "admin",
+    ("GET", "/metrics"): "read",
     ("GET", "/openapi.json"): "read",
     ("GET", "/healthz"): None,
     ("GET", "/readyz"): None,
 }
 ROLES = ("read", "submit", "admin")
+
+
+@pytest_asyncio.fixture(loop_scope="module", scope="module", autouse=True)
+async def occupied(shared: Worker) -> None:
+    """A job runs all the while: a worker that has none ends as soon as it is told to drain."""
+    await shared.wait(await shared.submit("sleep 3600", timeout="2h"), "running")
 
 
 async def new_token(worker: Worker, role: str) -> dict[str, str]:
@@ -403,7 +414,6 @@ async def test_our_own_names_are_let_in(shared: Worker) -> None:
         "/jobs/",
         "/jobs/x/y",
         "/login/",
-        "/metrics",
         "/nope?x=%zz",
         "/favicon.ico",
     ],

@@ -599,6 +599,9 @@ class Brief:
     async def turn(self) -> list[bytes]:
         return [b"one", b"two", b"three"]
 
+    def handed_over(self) -> None:
+        raise AssertionError("its reader was shut out before")
+
 
 async def test_a_slow_reader_does_not_get_the_rest_of_a_turn_once_its_access_ended() -> None:
     stream = sse.stream(ClosingGate(2), [Brief()])

@@ -345,7 +345,7 @@ def fill(folder: Path) -> Path:
 async def test_a_full_disk_refuses_submits_loses_no_verdict_and_recovers(
     new_worker: WorkerFactory, tmp_path: Path
 ) -> None:
-    worker = new_worker()
+    worker = new_worker(min_free="0")
     async with small_disk(tmp_path, 16 * MIB) as mount:
         worker.set(data_dir=str(mount / "data"))
         worker.data_dir = mount / "data"

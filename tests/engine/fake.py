@@ -380,6 +380,10 @@ class FakeEngine:
 
     # -- the port ------------------------------------------------------------------------------
 
+    async def ping(self) -> None:
+        async with self.call("ping"):
+            return
+
     async def info(self) -> EngineInfo:
         async with self.call("info"):
             return EngineInfo("fake", time.time())
@@ -473,11 +477,11 @@ class FakeEngine:
             if signum == signals.SIGKILL:
                 await self._finished(box)
 
-    async def remove(self, container: str) -> None:
+    async def remove(self, container: str) -> bool:
         async with self.call("remove", container):
             box = self._find(container)
             if box is None:
-                return
+                return False
             if box.state.up:
                 await self._unstuck(box)
             if box.state.up:
@@ -485,11 +489,12 @@ class FakeEngine:
                 box.send(signals.SIGKILL)
                 await self._finished(box)
             if self._boxes.pop(box.id, None) is None:
-                return  # another call was quicker
+                return False  # another call was quicker
             await self._detach(box)
             if box.life:
                 self._ended.append(box.life)
             self._emit("destroy", box)
+            return True
 
     async def inspect(self, container: str) -> Container | None:
         async with self.call("inspect", container):
@@ -522,9 +527,11 @@ class FakeEngine:
             else:
                 await change.wait()
 
-    async def remembers(self, event: Event) -> bool:
-        async with self.call("remembers"):
-            return any(known == event for _, known in self._replay)
+    async def restarted_since(self, event: Event) -> bool:
+        async with self.call("restarted_since"):
+            if any(known == event for _, known in self._replay):
+                return False
+            return len(self._replay) < REPLAY
 
     async def events(self, since: str) -> AsyncIterator[Event | None]:
         async with self.call("events"):

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import signal
 import socket
 import struct
 import subprocess
@@ -18,7 +19,14 @@ from aiohttp import web
 from ciworker.domain.container import LABEL_INSTANCE
 from ciworker.domain.log import LogFrame, Stream
 from ciworker.engine.docker import DockerEngine
-from ciworker.errors import EngineFailed, EngineRefused, EngineUnavailable, ImageInUse
+from ciworker.engine.port import EngineInfo
+from ciworker.errors import (
+    EngineFailed,
+    EngineRefused,
+    EngineUnavailable,
+    ImageInUse,
+    ImageMissing,
+)
 from tests.engine.lab import PATIENCE, Lab
 
 
@@ -453,6 +461,33 @@ async def test_an_engine_that_is_frozen_holds_up_no_call(
                     await asyncio.wait_for(call, PATIENCE)
 
 
+async def test_events_that_come_while_it_is_asked_make_no_restart(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They push out others, and are too new to be counted themselves."""
+    assert isinstance(lab.engine, DockerEngine)
+    async with lab.tape() as tape:
+        container = await lab.engine.create(lab.script("while :; do sleep 1; done"))
+        await lab.engine.start(container)
+        start = await tape.until("start", container)
+
+    async def events(number: int) -> None:
+        for _ in range(number):
+            await lab.engine.signal(container, signal.SIGCONT)
+
+    info = lab.engine.info
+
+    async def busy() -> EngineInfo:
+        answer = await info()
+        await events(5)
+        return answer
+
+    await events(256)
+    monkeypatch.setattr(lab.engine, "info", busy)
+
+    assert not await lab.engine.restarted_since(start)
+
+
 def test_a_host_of_a_kind_that_is_not_supported_is_refused() -> None:
     with pytest.raises(EngineRefused, match="ssh://build"):
         DockerEngine("ssh://build", "test")
@@ -558,3 +593,47 @@ async def test_a_commit_may_take_longer_than_other_calls_but_not_for_ever(
         monkeypatch.setattr("ciworker.engine.docker.COMMIT_TIMEOUT", 0.2)
         with pytest.raises(EngineUnavailable, match="in time"):
             await engine.commit("x", "ciworker-env:key", {})
+
+
+def _errors(engine: DockerEngine, call: str) -> float:
+    return float(engine.metrics._errors.labels(call)._value.get())
+
+
+async def test_a_pull_that_fails_or_takes_too_long_counts_as_an_error_of_the_engine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answered = asyncio.Event()
+
+    async def failing(request: web.Request) -> web.Response:
+        if "slow" in request.query["fromImage"]:
+            await answered.wait()
+        return web.json_response({"message": "dial tcp: no route to host"}, status=500)
+
+    async with _engine_that(failing, tmp_path) as engine:
+        with pytest.raises(ImageMissing, match="no route to host"):
+            await engine.pull("tea")
+        assert _errors(engine, "pull") == 1
+        monkeypatch.setattr("ciworker.engine.docker.PULL_TIMEOUT", 0.1)
+        with pytest.raises(ImageMissing, match="took longer"):
+            await engine.pull("slow")
+        assert _errors(engine, "pull") == 2
+        answered.set()
+
+
+async def test_streams_that_end_too_early_count_as_errors_of_the_engine(tmp_path: Path) -> None:
+    async def cut(_request: web.Request) -> web.Response:
+        return web.Response(body=ENTRY[:-3])
+
+    async def nothing(_request: web.Request) -> web.Response:
+        return web.Response()
+
+    async with _engine_that(cut, tmp_path) as engine:
+        with pytest.raises(EngineUnavailable, match="broke off"):
+            await anext(engine.log("x", follow=False))
+        assert _errors(engine, "log") == 1
+    async with _engine_that(nothing, tmp_path) as engine:
+        events = engine.events("0.0")
+        assert await anext(events) is None
+        with pytest.raises(EngineUnavailable, match="closed its event stream"):
+            await anext(events)
+        assert _errors(engine, "events") == 1

@@ -26,6 +26,10 @@ class Story:
     pauses: list[float] = field(default_factory=list)
     more: asyncio.Event = field(default_factory=asyncio.Event)
     blocked: asyncio.Event | None = None
+    in_sight: bool = False
+    witnesses: list[Event | None] = field(default_factory=list)
+    watch: EventWatch = field(init=False)
+    running: asyncio.Task[None] = field(init=False)
 
     def on_event(self, event: Event) -> None:
         self.events.append(event)
@@ -39,7 +43,12 @@ class Story:
             await self.blocked.wait()
 
     async def on_restarted(self) -> None:
+        assert not self.in_sight, "nothing is concluded before that is told"
         self._tell("restarted")
+
+    def on_sight(self, seen: bool) -> None:
+        self.in_sight = seen
+        self.more.set()
 
     def _tell(self, what: str) -> None:
         self.told.append(what)
@@ -70,12 +79,20 @@ class Story:
 LIFE = ["start", "die", "destroy"]
 
 
-@pytest.fixture
-async def story(fake_lab: Lab, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Story]:
+@contextlib.asynccontextmanager
+async def watching(
+    story: Story, monkeypatch: pytest.MonkeyPatch, witness: Event | None = None
+) -> AsyncIterator[None]:
     """A running watch; its pauses are noted and take no time."""
-    assert isinstance(fake_lab.engine, FakeEngine)
-    story = Story(fake_lab, fake_lab.engine)
-    watch = EventWatch(story.engine, story.on_event, story.on_connected, story.on_restarted)
+    story.watch = watch = EventWatch(
+        story.engine,
+        on_event=story.on_event,
+        on_connected=story.on_connected,
+        on_restarted=story.on_restarted,
+        on_sight=story.on_sight,
+        on_witness=story.witnesses.append,
+        witness=witness,
+    )
     sleep = asyncio.sleep
 
     async def pause(seconds: float) -> None:
@@ -85,13 +102,21 @@ async def story(fake_lab: Lab, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator
 
     with monkeypatch.context() as patched:
         patched.setattr(events, "asyncio", _AsyncioWith(pause))
-        running = asyncio.create_task(watch.run())
+        story.running = running = asyncio.create_task(watch.run())
         await asyncio.wait_for(watch.connected.wait(), PATIENCE)
-        yield story
-        assert not running.done(), "the watch ends only when it is cancelled"
+        yield
+        assert running.cancelling() or not running.done(), "it ends only when it is cancelled"
         running.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await running
+
+
+@pytest.fixture
+async def story(fake_lab: Lab, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Story]:
+    assert isinstance(fake_lab.engine, FakeEngine)
+    story = Story(fake_lab, fake_lab.engine)
+    async with watching(story, monkeypatch):
+        yield story
 
 
 class _AsyncioWith:
@@ -175,6 +200,43 @@ async def test_events_are_drained_while_everything_is_listed(story: Story) -> No
     story.blocked.set()
 
 
+async def test_a_silent_stream_is_given_up_and_what_it_kept_back_is_told(story: Story) -> None:
+    story.engine.events_paused = True
+    container = await story.life("one")
+    story.watch.reconnect()
+    await story.connections(2)
+    await story.until(lambda: story.actions(container) == LIFE)
+
+    assert story.told == ["connected", "connected"]
+
+
+async def test_an_engine_that_tells_nothing_is_asked_whether_it_is_there(story: Story) -> None:
+    await story.watch.check()
+    assert ("ping", "") in story.engine.calls
+    container = await story.life("one")
+    await story.until(lambda: story.actions(container) == LIFE)
+    story.engine.calls.clear()
+    await story.watch.check()
+    assert story.engine.calls == [], "an event has just proven it"
+
+
+async def test_an_engine_that_is_found_not_to_answer_loses_its_stream(story: Story) -> None:
+    story.engine.fail("ping", EngineUnavailable("no"))
+    with pytest.raises(EngineUnavailable, match="no"):
+        await story.watch.check()
+    await story.connections(2)
+
+
+async def test_while_there_is_no_stream_the_engine_counts_as_away(story: Story) -> None:
+    await story.engine.crash()
+    await story.until(lambda: not story.in_sight)
+    with pytest.raises(EngineUnavailable, match="start it"):
+        await story.watch.check()
+    story.engine.boot()
+    await story.connections(2)
+    await story.watch.check()
+
+
 async def test_a_restart_of_the_engine_is_told_before_the_listing(story: Story) -> None:
     container = await story.life("one")
     await story.until(lambda: story.actions(container) == LIFE)
@@ -218,7 +280,7 @@ async def test_an_engine_that_is_down_is_tried_again_until_it_is_up(story: Story
     await story.until(lambda: story.actions(container) == LIFE)
 
 
-@pytest.mark.parametrize("call", ["remembers", "list"])
+@pytest.mark.parametrize("call", ["restarted_since", "list"])
 async def test_a_connection_whose_first_calls_fail_is_opened_again(story: Story, call: str) -> None:
     container = await story.life("one")
     await story.until(lambda: story.actions(container) == LIFE)
@@ -235,12 +297,64 @@ async def test_a_restart_is_told_though_new_events_came_before_it_could_be_found
 ) -> None:
     container = await story.life("one")
     await story.until(lambda: story.actions(container) == LIFE)
-    gate = story.engine.hold("remembers")
-    story.engine.fail("remembers", EngineUnavailable("no"))
+    gate = story.engine.hold("restarted_since")
+    story.engine.fail("restarted_since", EngineUnavailable("no"))
     await story.engine.restart()
     second = await story.life("two")
     await story.until(lambda: story.actions(second) == LIFE)
+    assert {event.container for event in story.witnesses if event} == {container}
     gate.set()
     await story.connections(2)
 
     assert story.told == ["connected", "restarted", "connected"]
+
+
+async def test_a_restart_is_not_told_again_by_the_next_connection(story: Story) -> None:
+    container = await story.life("one")
+    await story.until(lambda: story.actions(container) == LIFE)
+    await story.engine.restart()
+    await story.connections(2)
+    assert story.witnesses[-1] is None
+    story.engine.cut_events()
+    await story.connections(3)
+
+    assert story.told == ["connected", "restarted", "connected", "connected"]
+
+
+async def test_a_restart_before_this_life_of_the_worker_is_told(
+    fake_lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert isinstance(fake_lab.engine, FakeEngine)
+    story = Story(fake_lab, fake_lab.engine)
+    async with watching(story, monkeypatch):
+        container = await story.life("one")
+        await story.until(lambda: story.actions(container) == LIFE)
+    monkeypatch.setattr(events, "OVERLAP", 0.0)
+    witness = story.witnesses[-1]
+    assert witness == story.events[-1]
+
+    async with watching(again := Story(fake_lab, story.engine), monkeypatch, witness):
+        assert again.told == ["connected"]
+        await story.engine.restart()
+        await again.connections(2)
+        assert again.told == ["connected", "restarted", "connected"], "it stays a witness"
+    async with watching(again := Story(fake_lab, story.engine), monkeypatch, witness):
+        assert again.told == ["restarted", "connected"]
+
+
+async def test_whoever_finds_the_stream_silent_meanwhile_changes_nothing(story: Story) -> None:
+    for _ in range(3):
+        story.watch.reconnect()
+        await asyncio.sleep(0)  # to each step of giving it up
+        story.watch.reconnect()
+    await story.connections(2)
+
+
+async def test_a_cancellation_is_heard_though_the_stream_breaks_at_that_moment(
+    story: Story,
+) -> None:
+    story.engine.cut_events()
+    story.running.cancel()
+    await asyncio.wait_for(asyncio.wait([story.running]), PATIENCE)
+
+    assert story.running.cancelled()

@@ -176,7 +176,7 @@ async def test_a_restart_kills_without_an_event_and_forgets(lab: Lab, engine: Fa
     assert found is not None
     assert (found.state, found.exit_code) == (State.EXITED, 137)
     assert await attachment.read() is None
-    assert not await engine.remembers(start)
+    assert await engine.restarted_since(start)
     async with lab.tape(since="0.0") as again:
         await engine.remove(container)
         await again.until("destroy", container)
@@ -274,3 +274,16 @@ async def test_a_follow_loses_the_last_line_without_newline(lab: Lab) -> None:
     assert [frame.data for frame in await following] == [b"one\n"]
     assert [frame.data for frame in await lab.log(container)] == [b"one\n", b"two"]
     await attachment.close()
+
+
+async def test_a_container_whose_init_is_gone_at_once_ends_as_any_other(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone(_pid: int) -> int:
+        raise ProcessLookupError
+
+    monkeypatch.setattr("os.pidfd_open", gone)
+    container, output = await lab.run(lab.script("echo out; exit 3"))
+
+    assert (await lab.down(container)).exit_code == 3
+    assert output[Stream.STDOUT] == b"out\n"

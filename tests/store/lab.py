@@ -106,6 +106,10 @@ class Other:
             text=True,
         )
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     async def does(self, statement: str) -> str:
         """Execute it there; what it gives, as text."""
         return await asyncio.to_thread(self._do, statement)

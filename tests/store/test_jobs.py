@@ -405,7 +405,7 @@ async def test_a_page_tells_how_long_each_log_is(jobs: Jobs, database: Database)
         await jobs.add(new_job(number), "me", None)
     for stored in (chunk(1, "a", "b"), chunk(3, "c")):
         await database.insert(
-            "INSERT INTO log_chunk VALUES (?,?,?,1,0,0,0,0,0,x'',x'')",
+            "INSERT INTO log_chunk VALUES (?,?,?,1,0,0,0,0,0,x'',x'',0)",
             [job_id(1), stored.first, stored.count],
         )
 

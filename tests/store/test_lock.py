@@ -1,5 +1,7 @@
 """One active worker per store."""
 
+import asyncio
+import errno
 import json
 import os
 import signal
@@ -10,7 +12,9 @@ from pathlib import Path
 import pytest
 
 from ciworker.errors import StoreRefused
-from ciworker.store.lock import LOCK_FILE, StoreLock, holder_of
+from ciworker.store import lock
+from ciworker.store.lock import LOCK_FILE, StoreLock, holder_of, writers_of
+from tests.store.lab import other_process
 
 HOLDER = """
 import sys, time
@@ -103,13 +107,44 @@ def test_the_file_is_its_owners_alone_and_says_who(tmp_path: Path) -> None:
 def test_a_lock_that_cannot_be_described_is_not_held(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(*_: object) -> int:
-        raise OSError(28, "No space left on device")
+    def broken(*_: object) -> int:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     with monkeypatch.context() as patched:
-        patched.setattr(os, "pwrite", full)
-        with pytest.raises(OSError, match="No space"):
+        patched.setattr(os, "pwrite", broken)
+        with pytest.raises(OSError, match="Input/output"):
             StoreLock(tmp_path, "me")
 
     with StoreLock(tmp_path, "me"):
         pass
+
+
+def test_on_a_full_disk_it_is_held_by_nobody_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "pwrite", full)
+    with (
+        StoreLock(tmp_path, "me"),
+        pytest.raises(StoreRefused, match="in use by another process: stop that one"),
+    ):
+        StoreLock(tmp_path, "next")
+
+
+def test_a_lock_of_a_file_on_another_disk_with_the_same_number_is_another_s(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database = tmp_path / "ciworker.db"
+    database.touch()
+    with other_process(database) as holder:
+        asyncio.run(holder.does("BEGIN IMMEDIATE"))
+        assert f"(process {holder.pid})" in writers_of(database)
+        real = lock._in_locks
+
+        def elsewhere(found: os.stat_result) -> str:
+            return real(os.stat_result((*found[:2], found.st_dev + 1, *found[3:])))
+
+        monkeypatch.setattr(lock, "_in_locks", elsewhere)
+        assert writers_of(database) == ""

@@ -85,7 +85,8 @@ def numbered(job: str, count: int, first: int = 1) -> list[Batch]:
 
 
 async def stored(reader: LogReader, job: str) -> list[tuple[int, bytes]]:
-    found = [part async for part in reader.stream(job, 0, 2**60)]
+    last = (await reader.end(job)).last
+    found = [part async for part in reader.stream(job, 0, last)]
     return [(line.number, line.text) for part in found for line in part.lines()]
 
 

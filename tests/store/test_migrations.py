@@ -14,13 +14,14 @@ from sqlalchemy import create_engine
 from sqlmodel import SQLModel
 
 from ciworker.domain.job import Job, Kind, Reason, Spec, Status, Stop
-from ciworker.domain.log import Chunk, Cursor, Position, pack_runs
+from ciworker.domain.log import Chunk, Cursor, Line, Position, pack_runs
 from ciworker.errors import StoreRefused
 from ciworker.store import schema
 from ciworker.store.jobs import Expect, Jobs
 from ciworker.store.logs import LogEnd, LogReader
 from ciworker.store.meta import instance_id
 from ciworker.store.migrations import STEPS
+from ciworker.store.packing import Packer
 from ciworker.store.schema import microseconds
 from ciworker.store.session import Database
 from tests.store.lab import NOW, chunk, job_id, rows
@@ -138,13 +139,14 @@ async def test_a_later_step_keeps_what_an_earlier_release_stored(
 
 
 @contextlib.contextmanager
-def of_version_1(path: Path) -> Iterator[sqlite3.Connection]:
-    """A file as the first release made it, to be filled with what that release wrote."""
+def of_version(path: Path, version: int) -> Iterator[sqlite3.Connection]:
+    """A file as that release made it, to be filled with what it wrote."""
     with contextlib.closing(sqlite3.connect(path)) as connection:
         connection.execute("PRAGMA journal_mode = WAL")
-        for statement in STEPS[0]:
-            connection.execute(statement)
-        connection.execute("PRAGMA user_version = 1")
+        for step in STEPS[:version]:
+            for statement in step:
+                connection.execute(statement)
+        connection.execute(f"PRAGMA user_version = {version}")
         with connection:
             yield connection
 
@@ -202,7 +204,7 @@ def job_1(number: int, status: Status) -> Job:
 
 async def test_what_the_first_release_stored_is_all_there_and_goes_on(path: Path) -> None:
     lines = chunk(1, "a", "b")
-    with of_version_1(path) as connection:
+    with of_version(path, 1) as connection:
         for number, status in enumerate(Status):
             put_job_1(connection, number, status)
         connection.execute(
@@ -223,6 +225,48 @@ async def test_what_the_first_release_stored_is_all_there_and_goes_on(path: Path
         await database.close()
     assert rows(path, "PRAGMA user_version") == [(len(STEPS),)]
     assert rows(path, "PRAGMA foreign_key_check") == []
+
+
+@pytest.mark.rows(17)
+@pytest.mark.parametrize("version", range(1, len(STEPS)))
+async def test_logs_of_every_earlier_version_are_there_and_can_be_packed(
+    path: Path, version: int
+) -> None:
+    first, second = (chunk(n, *(f"{n} {word}" * 20 for word in "abc")) for n in (1, 4))
+    with of_version(path, version) as connection:
+        for number, status in ((0, Status.COMPLETED), (1, Status.RUNNING)):
+            put_job_1(connection, number, status)
+            for part in (first, second):
+                total = len(first.data) + (part is second) * len(second.data)
+                connection.execute(
+                    "INSERT INTO log_chunk VALUES (?, ?, 3, 1, ?, ?, 0, 0, 0, ?, ?)",
+                    (job_id(number), part.first, total, part.last, pack_runs(part.runs), part.data),
+                )
+        connection.execute(
+            "UPDATE job SET finished_at = ? WHERE id = ?", (microseconds(NOW), job_id(0))
+        )
+
+    database = await Database.open(path)
+    try:
+        reader, packer = LogReader(database), Packer(database)
+        end = await reader.end(job_id(0))
+        assert await packer.waiting(9) == [job_id(0)]
+        await packer.pack(job_id(0))
+        await packer.done([job_id(0)])
+        assert await packer.waiting(9) == []
+        assert end == await reader.end(job_id(0)) == await reader.end(job_id(1))
+        assert await all_lines(reader, 0) == await all_lines(reader, 1)
+        assert await database.check_integrity() == ""
+    finally:
+        await database.close()
+    packed = "SELECT job_id, packed FROM log_chunk ORDER BY job_id, first"
+    assert rows(path, packed) == [(job_id(0), 1), (job_id(1), 0), (job_id(1), 0)]
+
+
+async def all_lines(reader: LogReader, number: int) -> list[Line]:
+    found = [part async for part in reader.stream(job_id(number), 0, 6)]
+    assert sum(part.count for part in found) == 6
+    return [line for part in found for line in part.lines()]
 
 
 async def all_of_version_1_is_there(database: Database, lines: Chunk) -> None:

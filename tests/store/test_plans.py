@@ -16,7 +16,7 @@ from tests.store.lab import NOW, job_id, seed
 CHUNKS = (
     "INSERT INTO log_chunk "
     "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < ?2) "
-    "SELECT ?1, i, 1, 1, i, 0, 0, 0, 0, x'', x'' FROM n"
+    "SELECT ?1, i, 1, 1, i, 0, 0, 0, 0, x'', x'', 0 FROM n"
 )
 QUESTIONS: dict[str, Callable[[Jobs, LogReader], Awaitable[object]]] = {
     "the head of the queue": lambda jobs, _: jobs.queue_head(NOW, Kind.JOB),
@@ -25,6 +25,7 @@ QUESTIONS: dict[str, Callable[[Jobs, LogReader], Awaitable[object]]] = {
     "the active jobs": lambda jobs, _: jobs.active(),
     "the active setups": lambda jobs, _: jobs.active(Kind.SETUP),
     "the waiting jobs": lambda jobs, _: jobs.waiting(),
+    "the waiting jobs that show no build": lambda jobs, _: jobs.waiting(for_builds=False),
     "the jobs that wait for an environment": lambda jobs, _: jobs.waiting_for("e"),
     "the environments in use": lambda jobs, _: jobs.environments_in_use(),
     "the cancelled queued jobs": lambda jobs, _: jobs.cancelled_while_queued(),
@@ -115,6 +116,8 @@ ASKED_OFTEN: dict[str, Callable[[Jobs, LogReader], Awaitable[object]]] = {
     "the head of the setups": lambda jobs, _: jobs.queue_head(NOW, Kind.SETUP),
     "the jobs that wait for an environment": lambda jobs, _: jobs.waiting_for("some"),
     "the end of a log": lambda _, logs: logs.end(job_id(0)),
+    "the first backoff": lambda jobs, _: jobs.next_backoff(),
+    "the cancelled queued jobs": lambda jobs, _: jobs.cancelled_while_queued(),
 }
 
 

@@ -78,6 +78,16 @@ def test_the_ring_is_bounded_by_what_its_lines_take() -> None:
     assert topic.after(100 - 11) is None
 
 
+def test_the_ring_knows_when_its_lines_were_read() -> None:
+    topic = Topic()
+    topic.append(lines_of(1, 3), 100.0)
+    assert (topic.read_at(0), topic.read_at(3), topic.read_at(4)) == (None, 100.0, None)
+    topic.append(lines_of(4, 2, 2 * RING_BYTES), 200.0)
+    assert (topic.read_at(3), topic.read_at(5)) == (None, 200.0)
+    topic.append(lines_of(9, 1), 300.0)
+    assert (topic.read_at(5), topic.read_at(9)) == (None, 300.0)
+
+
 def test_empty_lines_one_by_one_are_bounded_too() -> None:
     """A chunk costs more than its text: a ring of a million of them would take hundreds of MB."""
     topic = Topic()

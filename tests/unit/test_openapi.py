@@ -11,6 +11,7 @@ from ciworker.web.openapi import document
 from ciworker.web.routes import ROUTES
 
 OPERATIONS = {
+    "get /api/v1/drain",
     "get /api/v1/environments",
     "get /api/v1/events",
     "get /api/v1/jobs",
@@ -20,10 +21,13 @@ OPERATIONS = {
     "get /api/v1/jobs/{id}/log/search",
     "get /api/v1/tokens",
     "get /healthz",
+    "get /metrics",
     "get /openapi.json",
     "get /readyz",
+    "delete /api/v1/drain",
     "delete /api/v1/environments/{id}",
     "delete /api/v1/tokens/{id}",
+    "post /api/v1/drain",
     "post /api/v1/environments/prune",
     "post /api/v1/jobs",
     "post /api/v1/jobs/{id}/cancel",

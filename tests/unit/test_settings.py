@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Protocol
 
@@ -64,6 +65,9 @@ DEFAULTS: Mapping[str, object] = {
     "environments_size": 0.2,
     "no_output_timeout": None,
     "log_limit": 64 * 1024**2,
+    "keep_jobs": 30 * 24 * 3600,
+    "store_size": 0.2,
+    "min_free": 1024**3,
     "max_upload": 256 * 1024**2,
     "max_unpacked": 1024**3,
     "max_members": 100_000,
@@ -100,6 +104,31 @@ def test_another_kind_of_size_for_environments_is_refused_in_words(
     loaded: Loaded, text: str
 ) -> None:
     assert "environments_size" in refusal(loaded, environments_size=text)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("30d", 30 * 86400.0), ("1.5D", 129_600.0), ("12h", 43_200.0), ("90", 90.0)],
+)
+def test_jobs_are_kept_for_so_long(loaded: Loaded, text: str, seconds: float) -> None:
+    assert loaded(keep_jobs=text).keep_jobs == seconds
+
+
+@pytest.mark.parametrize("text", ["d", "-1d", "0d", "1w", "1h1d", "dd", "never", "36501d"])
+def test_another_age_of_jobs_is_refused_in_words(loaded: Loaded, text: str) -> None:
+    assert refusal(loaded, keep_jobs=text).startswith("setting keep_jobs: ")
+
+
+@pytest.mark.parametrize("text", ["0", "0%", "-1"])
+def test_a_store_of_no_size_is_refused(loaded: Loaded, text: str) -> None:
+    assert refusal(loaded, store_size=text).startswith("setting store_size: ")
+
+
+@pytest.mark.parametrize("name", ["keep_jobs", "max_job_timeout"])
+def test_the_longest_duration_leads_to_an_instant(loaded: Loaded, name: str) -> None:
+    span = timedelta(seconds=getattr(loaded(**{name: f"{36_500 * 24}h"}), name))
+    assert datetime.now(UTC) - span < datetime.now(UTC) < datetime.now(UTC) + span
+    assert refusal(loaded, **{name: f"{36_500 * 24 + 1}h"}).startswith(f"setting {name}: ")
 
 
 def test_a_machine_gives_its_cores_and_most_of_its_memory(

@@ -18,16 +18,19 @@ from ciworker.control.environments import EnvironmentController
 from ciworker.control.parts import Parts
 from ciworker.control.resync import Resync
 from ciworker.control.supervisor import Supervisor
+from ciworker.control.witness import Witness
 from ciworker.control.workqueue import WorkQueue
 from ciworker.domain.container import State
 from ciworker.domain.job import Cache, Job, Spec, Status
 from ciworker.engine.events import EventWatch
 from ciworker.feed.feed import Feed
+from ciworker.metrics import Metrics
 from ciworker.settings import Settings
 from ciworker.source.spool import SpoolWriter, tar_member
 from ciworker.store.environments import Environments
 from ciworker.store.jobs import Jobs
 from ciworker.store.logs import LogReader, LogWriter
+from ciworker.store.meta import LastEvent
 from ciworker.store.session import Database
 from tests.engine.fake import FakeEngine
 
@@ -71,7 +74,7 @@ class Lab:
         database = await Database.open(self.settings.database)
         try:
             async with asyncio.TaskGroup() as tasks:
-                life = Life(self, database, tasks)
+                life = Life(self, database, tasks, await Witness.recalled(LastEvent(database)))
                 services = await life.begin(tasks)
                 try:
                     yield life
@@ -114,14 +117,17 @@ class Lab:
 class Life:
     """The parts of one running worker."""
 
-    def __init__(self, lab: Lab, database: Database, tasks: asyncio.TaskGroup) -> None:
-        self.lab, self.engine = lab, lab.engine
+    def __init__(
+        self, lab: Lab, database: Database, tasks: asyncio.TaskGroup, witness: Witness
+    ) -> None:
+        self.lab, self.engine, self.witness = lab, lab.engine, witness
         self.database = database
         self.logs, self.writer = LogReader(database), LogWriter(database)
         self.feed = Feed(self.logs)
         self.jobs = Jobs(database, on_change=self.feed.job_changed)
         self.queue: WorkQueue[Any, Any] = WorkQueue()
         self.supervisor = Supervisor(tasks)
+        self.metrics = Metrics()
         self.parts = Parts(
             settings=lab.settings,
             instance="fake",
@@ -135,21 +141,29 @@ class Life:
             queue=self.queue,
             supervisor=self.supervisor,
             new_id=lab.new_id,
+            metrics=self.metrics.control,
         )
         self.environments = EnvironmentController(self.parts)
         self.controller = Controller(self.parts, self.environments)
-        self.resync = Resync(self.parts, self.controller, self.environments)
+        self.resync = Resync(
+            self.parts, self.controller, self.environments, on_missed=self._reconnect
+        )
         self.events = EventWatch(
             lab.engine,
             on_event=self.controller.on_event,
             on_connected=self.resync.start_afresh,
             on_restarted=self.controller.on_engine_restarted,
+            on_sight=self.controller.on_engine_in_sight,
+            on_witness=witness.keep,
+            witness=witness.event,
+            metrics=self.metrics.engine,
         )
 
     async def begin(self, tasks: asyncio.TaskGroup) -> list[asyncio.Task[None]]:
         services = [
             tasks.create_task(self.writer.run(), name="log writer"),
             tasks.create_task(self.events.run(), name="engine events"),
+            tasks.create_task(self.witness.run(), name="last event"),
             *(
                 tasks.create_task(self.controller.run_worker(), name=f"worker {n}")
                 for n in range(WORKERS)
@@ -158,6 +172,9 @@ class Life:
         async with asyncio.timeout(PATIENCE):
             await self.events.connected.wait()
         return services
+
+    def _reconnect(self) -> None:
+        self.events.reconnect()
 
     async def end(self, services: list[asyncio.Task[None]]) -> None:
         self.controller.accepting = False

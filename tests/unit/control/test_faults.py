@@ -5,6 +5,7 @@ Every test's lab holds, at the end, that no life, task, timer, topic or containe
 
 import asyncio
 import contextlib
+import signal
 from collections.abc import AsyncIterator
 
 import pytest
@@ -18,8 +19,9 @@ from ciworker.errors import (
     EngineUnavailable,
     ImageMissing,
 )
+from ciworker.store.meta import LastEvent
 from tests.unit.control.conftest import NewLab
-from tests.unit.control.lab import Life
+from tests.unit.control.lab import PATIENCE, Lab, Life
 
 ERRORS = (EngineUnavailable, EngineFailed, EngineRefused, ContainerMissing)
 ONCE, FOR_LONG = 1, 1_000
@@ -215,8 +217,150 @@ async def test_a_container_that_the_restarted_engine_took_along_is_told_as_such(
 
     ended = await life.ended(job)
     assert (ended.status, ended.reason) == (Status.FAILED, Reason.ENGINE_RESTARTED)
+    assert ended.log_incomplete
     assert "the Docker engine restarted" in [e.message for e in await life.jobs.history(job)]
     assert (await life.ended(await life.submit())).reason is PASSED
+
+
+async def test_a_kill_by_an_engine_that_is_stopping_is_not_taken_for_somebody_elses(
+    life: Life,
+) -> None:
+    """It still answers on open connections, and tells of its kills; it takes no new ones."""
+    job = await life.submit("echo one; sleep 60")
+    await life.printed(job, b"one\n")
+    (name,) = life.up()
+    life.engine.fail("ping", EngineUnavailable("no"), times=1000)
+
+    await life.engine.signal(name, signal.SIGKILL)
+    await life.until(job, lambda found: bool(found.kills))
+    async with asyncio.timeout(PATIENCE):
+        while life.calls("ping") < 2:
+            await asyncio.sleep(0.01)
+    await life.engine.crash()
+    life.engine._faults["ping"].clear()
+    life.engine.boot()
+
+    ended = await life.ended(job)
+    assert (ended.status, ended.reason) == (Status.FAILED, Reason.ENGINE_RESTARTED)
+
+
+async def test_until_a_restart_of_the_engine_is_told_nothing_is_concluded_from_what_is_left(
+    life: Life,
+) -> None:
+    job = await life.submit("echo one; sleep 60")
+    await life.printed(job, b"one\n")
+    gate = life.engine.hold("events")
+    await life.engine.restart()
+    looks = life.calls("inspect")
+    life.controller.notify(job)
+    async with asyncio.timeout(PATIENCE):
+        while life.calls("inspect") < looks + 3:
+            await asyncio.sleep(0.01)
+    found = await life.jobs.get(job)
+    assert found
+    assert found.status is Status.RUNNING
+    gate.set()
+
+    ended = await life.ended(job)
+    assert (ended.status, ended.reason) == (Status.FAILED, Reason.ENGINE_RESTARTED)
+
+
+async def test_an_engine_that_was_out_of_sight_while_it_was_asked_may_have_restarted(
+    life: Life,
+) -> None:
+    """It answers the ping once it is back, but did not tell of its restart yet."""
+    job = await life.submit("echo one; sleep 60")
+    await life.printed(job, b"one\n")
+    (name,) = life.up()
+    reading, told = life.engine.hold("ping"), life.engine.hold("events")
+    await life.engine.signal(name, signal.SIGKILL)
+    await asked(life, 1)
+    answer = life.engine.hold("ping")
+    reading.set()
+    await asked(life, 2)  # for the verdict
+    await life.engine.restart()
+    async with asyncio.timeout(PATIENCE):
+        while life.controller._engine_in_sight:
+            await asyncio.sleep(0.01)
+    answer.set()
+    looks = life.calls("inspect")
+    async with asyncio.timeout(PATIENCE):
+        while life.calls("inspect") < looks + 3 and not await has_ended(life, job):
+            await asyncio.sleep(0.01)
+    told.set()
+
+    ended = await life.ended(job)
+    assert (ended.status, ended.reason) == (Status.FAILED, Reason.ENGINE_RESTARTED)
+
+
+async def asked(life: Life, times: int) -> None:
+    async with asyncio.timeout(PATIENCE):
+        while life.calls("ping") < times:
+            await asyncio.sleep(0.01)
+
+
+async def has_ended(life: Life, job: str) -> bool:
+    found = await life.jobs.get(job)
+    return found is not None and found.status.terminal
+
+
+@pytest.mark.parametrize("stops_in_order", [False, True])
+async def test_a_machine_that_boots_fails_no_tests(lab: Lab, stops_in_order: bool) -> None:
+    """Worker and engine are gone at once, and both come back."""
+    async with lab.life(clean=False) as life:
+        job = await life.submit("trap 'sleep 0.2; exit 1' TERM; echo one; sleep 60 & wait")
+        await life.printed(job, b"one\n")
+        (name,) = life.up()
+        stored = LastEvent(life.database)
+        async with asyncio.timeout(PATIENCE):
+            while await stored.get() is None:
+                await asyncio.sleep(0.01)
+    if stops_in_order:
+        await lab.engine.signal(name, signal.SIGTERM)
+        await is_down(lab, name)
+    await lab.engine.restart()
+
+    async with lab.life() as life:
+        ended = await life.ended(job)
+        assert (ended.status, ended.reason) == (Status.FAILED, Reason.ENGINE_RESTARTED)
+        assert ended.log_incomplete
+
+
+async def is_down(lab: Lab, container: str) -> None:
+    async with asyncio.timeout(PATIENCE):
+        while (found := await lab.engine.inspect(container)) and not found.state.down:
+            await asyncio.sleep(0.01)
+    assert found is not None
+    assert found.exit_code == 1
+
+
+async def test_what_ended_while_the_worker_was_away_keeps_its_end_where_no_engine_restarted(
+    lab: Lab,
+) -> None:
+    async with lab.life(clean=False) as life:
+        job = await life.submit("trap 'sleep 0.2; exit 1' TERM; echo one; sleep 60 & wait")
+        await life.printed(job, b"one\n")
+        (name,) = life.up()
+    await lab.engine.signal(name, signal.SIGTERM)
+    await is_down(lab, name)
+
+    async with lab.life() as life:
+        ended = await life.ended(job)
+        assert (ended.reason, ended.exit_code) == (Reason.TESTS_FAILED, 1)
+
+
+async def test_a_restart_before_a_container_was_started_costs_its_job_nothing(life: Life) -> None:
+    gate = life.engine.hold("create")
+    job = await life.submit("echo one")
+    async with asyncio.timeout(PATIENCE):
+        while not life.calls("create"):
+            await asyncio.sleep(0.01)
+    await life.controller.on_engine_restarted()
+    gate.set()
+
+    ended = await life.ended(job)
+    assert ended.engine_restarted_at is not None
+    assert (ended.reason, ended.log_incomplete) == (PASSED, False)
 
 
 async def test_a_container_that_somebody_removed_is_no_test_failure(life: Life) -> None:

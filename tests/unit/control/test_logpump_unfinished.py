@@ -1,7 +1,11 @@
 """What a job has printed without a newline: shown soon, behind what came before, never stored."""
 
 import asyncio
+import gc
+import time
+import weakref
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import cast
 
@@ -29,10 +33,10 @@ MARK = start_mark(JOB.mark_token, JOB.id, JOB.attempt) + b"\n"
 class Bench:
     """A keeper between a source and a writer that both do only what the test says."""
 
-    def __init__(self, kept: int = 2**20) -> None:
+    def __init__(self, kept: int = 2**20, job: Job = JOB) -> None:
         self.topic = Topic()
         self.keeper = LogKeeper(
-            JOB,
+            job,
             writer=LogWriter(cast(Database, None)),  # it does not run, so it stores nothing
             topic=self.topic,
             end=LogEnd(),
@@ -178,6 +182,17 @@ async def test_each_stream_has_its_own(bench: Bench) -> None:
     assert (bench.topic.last, bench.shown) == (1, {"stdout": "out"})
 
 
+async def test_lines_of_the_engine_s_log_are_read_now_whatever_their_stamps_say() -> None:
+    bench, began = Bench(), time.monotonic()
+    bench.begin()
+    for number in range(3):
+        bench.keeper.feed_frame(LogFrame(OUT, 7, b"line %d\n" % number))
+    bench.store()
+    read_at = bench.topic.read_at(3)
+    assert read_at is not None
+    assert began <= read_at <= time.monotonic()
+
+
 async def test_nothing_of_a_mark_or_before_it_is_ever_shown() -> None:
     bench = Bench()
     bench.keeper.feed(ERR, b"tar: ")
@@ -279,3 +294,15 @@ async def test_at_the_end_it_is_a_last_line_without_newline(bench: Bench) -> Non
     assert bench.shown == {}
     [chunk] = bench.topic.after(0) or []
     assert [(line.text, line.ended) for line in chunk.lines()] == [(b"dots..", False)]
+
+
+async def test_who_lets_go_of_a_log_lets_go_of_its_lines_at_once() -> None:
+    bench = Bench(job=replace(JOB, status=Status.RUNNING))
+    bench.keeper.feed(OUT, b"unfinished")
+    keeper = weakref.ref(bench.keeper)
+    gc.disable()
+    try:
+        del bench
+        assert keeper() is None
+    finally:
+        gc.enable()

@@ -2,17 +2,21 @@
 
 import asyncio
 import random
+import signal
 from dataclasses import replace
 
 import pytest
 
+from ciworker.control.keys import job_key, stray_key
 from ciworker.control.launcher import container_spec
+from ciworker.control.resync import UNDER_WAY
 from ciworker.domain.decide import Bucket
 from ciworker.domain.job import Reason, Status
 from ciworker.engine.port import Event
 from ciworker.errors import EngineUnavailable
 from tests.unit.control.conftest import NewLab
-from tests.unit.control.lab import Life
+from tests.unit.control.lab import PATIENCE, Lab, Life
+from tests.unit.control.test_tallies import value
 
 PLANS = [("exit 0", Reason.PASSED), ("exit 1", Reason.TESTS_FAILED), ("exit 5", Reason.NO_TESTS)]
 
@@ -156,3 +160,114 @@ async def test_a_broken_event_stream_is_opened_again_and_followed_by_a_look_at_a
 
     assert (await life.ended(job)).reason is Reason.TESTS_FAILED
     assert life.calls("list") > before
+
+
+async def test_a_stream_that_told_nothing_of_the_last_job_is_opened_again(life: Life) -> None:
+    await life.comes_to_rest()
+    life.engine.drop_events = lambda _event: True
+    await life.ended(await life.submit())
+    async with asyncio.timeout(PATIENCE):
+        while await life.engine.list():
+            await asyncio.sleep(0.005)
+    before = life.calls("events")
+    assert (await life.resync.run()).repairs == 0
+    assert life.calls("events") == before, "its events may still be under way"
+
+    life.lab.clock.advance(UNDER_WAY + 1)
+    await life.resync.run()
+
+    async with asyncio.timeout(PATIENCE):
+        while life.calls("events") == before:
+            await asyncio.sleep(0.005)
+
+
+async def test_a_stream_that_fell_silent_under_a_running_job_is_opened_again(life: Life) -> None:
+    job = await life.submit("echo one; sleep 60")
+    await life.printed(job, b"one\n")
+    life.engine.drop_events = lambda _event: True
+    await life.cancel(job)
+    await life.ended(job)
+    await gone(life)
+    before = life.calls("events")
+    life.lab.clock.advance(UNDER_WAY + 1)
+    assert (await life.resync.run()).repairs == 0
+
+    async with asyncio.timeout(PATIENCE):
+        while life.calls("events") == before:
+            await asyncio.sleep(0.005)
+
+
+async def gone(life: Life) -> None:
+    async with asyncio.timeout(PATIENCE):
+        while await life.engine.list():
+            await asyncio.sleep(0.005)
+
+
+@pytest.mark.parametrize("engine_restarts", [False, True])
+async def test_what_happened_before_the_worker_or_the_engine_started_is_no_missed_event(
+    lab: Lab, engine_restarts: bool
+) -> None:
+    async with lab.life(clean=False) as life:
+        job = await life.submit("echo one; sleep 60")
+        await life.printed(job, b"one\n")
+        (container,) = life.up()
+        if engine_restarts:
+            await life.engine.crash()
+    lab.engine.boot()
+    await lab.engine.signal(container, signal.SIGTERM)
+    await lab.engine.signal(container, signal.SIGKILL)
+    lab.engine._replay.clear()
+    lab.clock.advance(UNDER_WAY + 1)
+
+    async with lab.life() as life:
+        await life.ended(job)
+        await life.resync.run()
+        assert value(life.metrics, "ciworker_resync_repairs_total") == 1
+        assert value(life.metrics, "ciworker_engine_events_missed_total") == 0
+        assert value(life.metrics, "ciworker_engine_reconnects_total") == 0
+
+
+async def test_a_late_event_of_an_earlier_attempt_is_not_the_end_of_this_one(life: Life) -> None:
+    job = await life.submit("sleep 60")
+    await life.running(job)
+    life.controller.on_event(Event("destroy", "earlier", job, attempt=0, at=1))
+    assert len(life.parts.tallies._exits) == 0
+    await life.cancel(job)
+    await life.ended(job)
+
+
+async def test_an_orphan_that_two_looks_find_counts_once(life: Life) -> None:
+    await life.comes_to_rest()
+    stranger = life.lab.new_job("true")
+    spec = container_spec(stranger, life.lab.settings, "fake", life.engine.images_by_name["fake"])
+    container = await life.engine.create(spec)
+    gate, before = life.engine.hold("remove"), life.calls("remove")
+    looks = [life.queue.join(stray_key(container)), life.queue.join(job_key(stranger.id))]
+    async with asyncio.timeout(PATIENCE):
+        while life.calls("remove") < before + 2:
+            await asyncio.sleep(0.005)
+    gate.set()
+    await asyncio.gather(*looks)
+
+    assert value(life.metrics, "ciworker_orphans_removed_total") == 1
+
+
+async def test_jobs_that_show_a_build_under_way_are_looked_at_by_the_first_resync_alone(
+    new_lab: NewLab,
+) -> None:
+    lab, setup = new_lab(), ("sleep 60",)
+    async with lab.life(clean=False) as life:
+        jobs = [await life.submit(setup=setup, setup_inputs={}) for _ in range(5)]
+        for job in jobs:
+            await life.until(job, lambda found: found.build is not None)
+    async with lab.life() as life:
+        async with asyncio.timeout(PATIENCE):
+            while life.resync._looked_at is None:
+                await asyncio.sleep(0.005)
+        assert set(jobs) <= set(await life.jobs.waiting())
+        looked_at = {key.id for key in await life.resync._keys()}
+        assert not looked_at & set(jobs)
+        for job in jobs:
+            await life.cancel(job)
+        for job in jobs:
+            assert (await life.ended(job)).status is Status.CANCELLED

@@ -215,7 +215,7 @@ def test_an_engine_that_restarted_took_the_container_with_it(code: int, later: t
     assert verdict(job, exited(code)) == verdict(job, exited(code, at=None)) == taken
 
 
-@pytest.mark.parametrize(("kills", "code"), [((15,), 143), ((15, 9), 137)])
+@pytest.mark.parametrize(("kills", "code"), [((15,), 143), ((15, 9), 137), ((15,), 1)])
 def test_the_signals_of_an_engine_that_stops_or_boots_are_not_somebody_elses(
     kills: tuple[int, ...], code: int
 ) -> None:

@@ -1,0 +1,19 @@
+"""What `ciworker doctor` saw of one thing."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What one check saw. mend: the one line to do about it."""
+
+    check: str
+    ok: bool
+    detail: str
+    mend: str = ""
+
+    def line(self) -> str:
+        mark = "ok  " if self.ok else "FAIL"
+        return f"{mark}  {self.check}: {self.detail}" + (
+            f"\n      {self.mend}" if self.mend else ""
+        )

@@ -1,0 +1,84 @@
+"""Draining: nothing is started any more, and when all that runs has ended, the worker stops."""
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+
+from ciworker.control.controller import Controller
+from ciworker.control.keys import DISPATCH, job_key
+from ciworker.control.parts import Parts
+from ciworker.errors import CiworkerError, Conflict
+from ciworker.telemetry import logger
+
+LOOK = 5.0  # seconds between looks at the store, though no job's state changed
+TIDY = 10.0  # seconds for the containers of the last jobs to be removed; the next worker can too
+
+
+class Drain:
+    """Whether the worker drains; it is asked to, and to leave it, any number of times."""
+
+    def __init__(self, parts: Parts, controller: Controller, stop: Callable[[], None]) -> None:
+        """Take the parts.
+
+        Args:
+            parts: of the worker.
+            controller: it starts no job while the worker drains.
+            stop: ends the worker; called once.
+        """
+        self._controller, self._stop = controller, stop
+        self._queue, self._jobs, self._engine = parts.queue, parts.jobs, parts.engine
+        self._changed = parts.feed.jobs_changed
+        self._wanted = asyncio.Event()
+        self._undone = 0  # times
+        self._over = False
+
+    @property
+    def wanted(self) -> bool:
+        return self._wanted.is_set()
+
+    def begin(self) -> None:
+        """Start nothing more; a second call changes nothing."""
+        self._controller.accepting = False
+        self._wanted.set()
+
+    def undo(self) -> None:
+        """Take and start jobs again.
+
+        Raises:
+            Conflict: all had ended, and the worker stops.
+        """
+        if self._over:
+            raise Conflict("the worker has drained and stops now: start it again")
+        self._wanted.clear()
+        self._undone += 1
+        self._controller.accepting = True
+        self._queue.add(DISPATCH)
+
+    async def run(self) -> None:
+        """Wait until that is wanted and nothing runs; then stop the worker."""
+        while not self._over:
+            await self._wanted.wait()
+            try:
+                await self._look()
+            except CiworkerError as error:  # the store's, for a while
+                logger().warning("draining: a look is tried again", error=str(error))
+                await asyncio.sleep(LOOK)
+
+    async def _look(self) -> None:
+        seen, undone = self._changed.version, self._undone
+        await self._queue.join(DISPATCH)  # one that was under way may have admitted a job
+        if await self._jobs.active():
+            await self._changed.wait(seen, LOOK)
+            return
+        with contextlib.suppress(CiworkerError, TimeoutError):
+            await self._tidy()
+        if undone == self._undone:  # else a job may have been admitted meanwhile
+            self._over = True
+            logger().info("drained: stopping")
+            self._stop()
+
+    async def _tidy(self) -> None:
+        """The last jobs have their verdicts; see that their containers are gone too."""
+        async with asyncio.timeout(TIDY):
+            jobs = {container.job for container in await self._engine.list()}
+            await asyncio.gather(*(self._queue.join(job_key(job)) for job in jobs))

@@ -1,0 +1,58 @@
+"""`/metrics`: what the instruments hold, and what is asked for when somebody looks."""
+
+import asyncio
+
+from aiohttp import web
+from prometheus_client import generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
+
+from ciworker.domain.job import Kind, Status
+from ciworker.store.counts import Counts
+from ciworker.web.context import CONTEXT, Context
+
+TEXT = "text/plain; version=0.0.4"
+
+
+async def metrics(request: web.Request) -> web.Response:
+    """What the worker measures, in Prometheus' text format.
+
+    Without the store nothing is told: who asks for it is looked up there as well.
+    """
+    context = request.app[CONTEXT]
+    await _refresh(context)
+    body = await asyncio.to_thread(generate_latest, context.metrics.registry)
+    return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE_PLAIN_0_0_4})
+
+
+async def _refresh(context: Context) -> None:
+    """Ask for what has no instrument of its own; a disk that cannot be seen is left out.
+
+    Raises:
+        StoreUnavailable: the store does not answer.
+    """
+    _show_counts(context, await context.counter.counts())
+    _show_watchers(context)
+    state = context.metrics.state
+    state.work_queue.set(context.work_queue())
+    state.connected.set(context.connected())
+    state.tasks.set(len(asyncio.all_tasks()))
+    for name, disk in (await context.disks()).items():
+        state.disk_free.labels(name).set(disk.free)
+        state.disk_size.labels(name).set(disk.size)
+
+
+def _show_counts(context: Context, counts: Counts) -> None:
+    state = context.metrics.state
+    for status in Status:
+        state.jobs.labels(status).set(counts.by_status.get(status, 0))
+    for kind in Kind:
+        state.queue.labels(kind, "slot").set(counts.for_a_slot.get(kind, 0))
+    state.queue.labels(Kind.JOB, "environment").set(counts.for_environments)
+    state.environments.set(counts.environments)
+
+
+def _show_watchers(context: Context) -> None:
+    shown = context.metrics.watchers
+    for stream, count in context.watchers.subscribers.items():
+        shown.subscribers.labels(stream).set(count)
+    shown.most_behind.set(context.watchers.most_behind)
