@@ -61,7 +61,9 @@ async def test_writers_do_not_wait_and_what_they_commit_meanwhile_is_not_in_it(
     real = sqlite3.connect
 
     class Slow(sqlite3.Connection):
-        def backup(self, copy: sqlite3.Connection, *, pages: int) -> None:  # type: ignore[override]
+        def backup(  # type: ignore[override] # of its options only this one is used
+            self, copy: sqlite3.Connection, *, pages: int
+        ) -> None:
             def step(*_: int) -> None:
                 nonlocal steps
                 steps += 1
