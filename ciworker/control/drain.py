@@ -72,7 +72,7 @@ class Drain:
             return
         with contextlib.suppress(CiworkerError, TimeoutError):
             await self._tidy()
-        if undone == self._undone:  # else a job may have been admitted meanwhile
+        if self.wanted and undone == self._undone:  # else a job may have been admitted meanwhile
             self._over = True
             logger().info("drained: stopping")
             self._stop()
