@@ -126,7 +126,11 @@ def _control(
     parts: Parts, metrics: EngineMetrics, witness: Witness, stop: Callable[[], None]
 ) -> Control:
     environments = EnvironmentController(parts)
-    controller = Controller(parts, environments)
+    controller = Controller(
+        parts,
+        environments,
+        look_for_engine=lambda: events.hurry(),  # noqa: PLW0108 # made below, from the controller
+    )
     resync = Resync(
         parts,
         controller,

@@ -4,7 +4,7 @@ Events, API calls, timers and the resync only put keys on the queue; nothing els
 """
 
 import signal
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import datetime
 
 import structlog
@@ -37,7 +37,20 @@ _SUBJECTS = {Kind.JOB: "job", Kind.STRAY: "container", Kind.ENVIRONMENT: "enviro
 class Controller:
     """Makes jobs and containers agree."""
 
-    def __init__(self, parts: Parts, environments: EnvironmentController) -> None:
+    def __init__(
+        self,
+        parts: Parts,
+        environments: EnvironmentController,
+        *,
+        look_for_engine: Callable[[], Awaitable[None]],
+    ) -> None:
+        """Take the parts.
+
+        Args:
+            parts: of the worker.
+            environments: reconciles theirs.
+            look_for_engine: come to tell of the engine what there is to tell, if it can be seen.
+        """
         settings, self._environments = parts.settings, environments
         self._settings, self._clock = settings, parts.clock
         self._engine, self._jobs, self._queue = parts.engine, parts.jobs, parts.queue
@@ -52,6 +65,7 @@ class Controller:
         self._lives: dict[str, Life] = {}
         self._failures: dict[Key, int] = {}
         self._last_heard: dict[str, float] = {}
+        self._look_for_engine = look_for_engine
         self._engine_in_sight = False
         self._told_since: datetime | None = None  # in this life of the worker and of the engine
         self._removed: dict[str, float] = {}  # when containers were whose end is not told yet
@@ -164,8 +178,9 @@ class Controller:
                 self._forget(job_id)
                 await self._remove_all_of(job_id, outcomes)
                 return
+            in_sight = self._engine_in_sight
             look = await self._look(job, look)
-            if not await self._is_its_own_end(look):
+            if not await self._is_its_own_end(look, in_sight):
                 self._queue.add_after(job_key(job_id), RETRY_FIRST)
                 return
             if not await self._step(look, outcomes):
@@ -185,19 +200,25 @@ class Controller:
             life.sender.cancel()
         return Look(job, life, container, need=await self._steps.needs.need(job, life))
 
-    async def _is_its_own_end(self, look: Look) -> bool:
-        """False as long as it may be the engine that ended the container, and will say so.
+    async def _is_its_own_end(self, look: Look, in_sight: bool) -> bool:
+        """False as long as the engine may have ended it, or lost some of its log, and will say so.
 
         An engine that stops ends its containers while it still answers on open connections, and
         one that boots after a crash before it answers; that it did is told by `on_restarted`.
+
+        in_sight: whether the engine was when the look began.
         """
-        doubtful = look.may_be_ended_by_engine if self._saw_engine else look.ended_unasked
-        if not doubtful:
+        if not look.ended_unasked:
             return True
-        if not self._engine_in_sight:
-            return False
+        if look.may_be_ended_by_engine or not self._saw_engine:
+            if self._engine_in_sight:
+                await self._engine.ping()
+            return self._engine_in_sight
+        if in_sight:
+            return True
         await self._engine.ping()
-        return self._engine_in_sight
+        await self._look_for_engine()
+        return not self._engine_in_sight
 
     async def _container(self, job: Job, life: Life, before: Look | None) -> Container | None:
         """Ask the engine, but where the answer cannot have changed."""

@@ -68,6 +68,9 @@ class EventWatch:
         self._witness = witness
         self._asked = False  # for the witness, on this connection: until then none takes its place
         self._backoff = BACKOFF_FIRST
+        self._hurried, self._news = asyncio.Event(), asyncio.Event()
+        self._tries, self._in_sight = 0, False
+        self._failed = 0  # number of the last try to open the stream that failed, or broke
         self.connected = asyncio.Event()
 
     async def check(self) -> None:
@@ -102,17 +105,43 @@ class EventWatch:
             with contextlib.suppress(RuntimeError):  # it is being given up already
                 self._stream.reschedule(asyncio.get_running_loop().time())
 
+    async def hurry(self) -> None:
+        """Try now to open the stream, if it is not; return once that was told or has failed.
+
+        Of a stream that cannot be opened in a moment it is not waited for.
+        """
+        tries = self._tries
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(MOMENT):
+                while not self._in_sight and self._failed <= tries:
+                    self._hurried.set()
+                    await self._news.wait()
+
     async def run(self) -> None:
         """For ever: a broken stream is never the failure of a job."""
         while True:
+            self._tries += 1
             error = await self._connection()
             logger().warning("engine events lost", error=str(error), retry_in=self._backoff)
             if self.connected.is_set():
                 self._lost_at = time.monotonic()
             self.connected.clear()
-            self._on_sight(False)
-            await asyncio.sleep(self._backoff)
+            self._failed = self._tries
+            self._tell_sight(False)
+            await self._pause()
             self._backoff = min(self._backoff * 2, BACKOFF_MOST)
+
+    async def _pause(self) -> None:
+        self._hurried.clear()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._backoff):
+                await self._hurried.wait()
+
+    def _tell_sight(self, seen: bool) -> None:
+        self._in_sight = seen
+        self._on_sight(seen)
+        self._news.set()
+        self._news = asyncio.Event()
 
     async def _connection(self) -> CiworkerError | None:
         """What broke it, or kept it from being opened."""
@@ -138,7 +167,7 @@ class EventWatch:
         self._metrics.reconnects.inc(self._opened_before)
         self._opened_before = True
         await self._ask_for_witness(before)
-        self._on_sight(True)
+        self._tell_sight(True)
         await self._on_connected()
         self._backoff = BACKOFF_FIRST
         self.connected.set()

@@ -81,9 +81,9 @@ LIFE = ["start", "die", "destroy"]
 
 @contextlib.asynccontextmanager
 async def watching(
-    story: Story, monkeypatch: pytest.MonkeyPatch, witness: Event | None = None
+    story: Story, monkeypatch: pytest.MonkeyPatch | None = None, witness: Event | None = None
 ) -> AsyncIterator[None]:
-    """A running watch; its pauses are noted and take no time."""
+    """A running watch; with a monkeypatch its pauses are noted and take no time."""
     story.watch = watch = EventWatch(
         story.engine,
         on_event=story.on_event,
@@ -93,22 +93,21 @@ async def watching(
         on_witness=story.witnesses.append,
         witness=witness,
     )
-    sleep = asyncio.sleep
 
-    async def pause(seconds: float) -> None:
-        story.pauses.append(seconds)
+    async def pause() -> None:
+        story.pauses.append(watch._backoff)
         story.more.set()
-        await sleep(0)
+        await asyncio.sleep(0)
 
-    with monkeypatch.context() as patched:
-        patched.setattr(events, "asyncio", _AsyncioWith(pause))
-        story.running = running = asyncio.create_task(watch.run())
-        await asyncio.wait_for(watch.connected.wait(), PATIENCE)
-        yield
-        assert running.cancelling() or not running.done(), "it ends only when it is cancelled"
-        running.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await running
+    if monkeypatch is not None:
+        monkeypatch.setattr(watch, "_pause", pause)
+    story.running = running = asyncio.create_task(watch.run())
+    await asyncio.wait_for(watch.connected.wait(), PATIENCE)
+    yield
+    assert running.cancelling() or not running.done(), "it ends only when it is cancelled"
+    running.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await running
 
 
 @pytest.fixture
@@ -117,16 +116,6 @@ async def story(fake_lab: Lab, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator
     story = Story(fake_lab, fake_lab.engine)
     async with watching(story, monkeypatch):
         yield story
-
-
-class _AsyncioWith:
-    """The module, with another sleep."""
-
-    def __init__(self, sleep: object) -> None:
-        self.sleep = sleep
-
-    def __getattr__(self, name: str) -> object:
-        return getattr(asyncio, name)
 
 
 async def test_events_are_told_as_they_come(story: Story) -> None:
@@ -269,6 +258,69 @@ async def test_it_waits_longer_each_time_up_to_a_bound_and_starts_over(story: St
 
     assert first == [0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5.0, 5.0, 5.0]
     assert story.pauses[len(first) :] == [0.1]
+
+
+@pytest.fixture
+async def pausing(fake_lab: Lab, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Story]:
+    """The stream was lost, and the watch pauses for longer than a test lasts."""
+    monkeypatch.setattr(events, "BACKOFF_FIRST", 10 * PATIENCE)
+    assert isinstance(fake_lab.engine, FakeEngine)
+    story = Story(fake_lab, fake_lab.engine)
+    async with watching(story):
+        container = await story.life("one")
+        await story.until(lambda: story.actions(container) == LIFE)
+        await story.engine.crash()
+        await story.until(lambda: not story.in_sight)
+        story.told.clear()
+        yield story
+
+
+async def test_whoever_is_in_a_hurry_ends_the_pause_and_a_restart_is_told(pausing: Story) -> None:
+    pausing.engine.boot()
+    await asyncio.wait_for(pausing.watch.hurry(), PATIENCE)
+
+    assert pausing.in_sight
+    assert pausing.told[0] == "restarted"
+    await asyncio.wait_for(pausing.watch.hurry(), PATIENCE)
+    assert pausing.told.count("connected") <= 1, "an open stream is not opened again"
+
+
+async def test_whoever_is_in_a_hurry_hears_of_a_try_that_fails(
+    pausing: Story, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(events, "MOMENT", 10 * PATIENCE)
+    await asyncio.wait_for(pausing.watch.hurry(), PATIENCE)
+
+    assert not pausing.in_sight
+
+
+async def test_a_try_that_began_before_the_hurry_is_not_the_one_that_is_waited_for(
+    pausing: Story, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(events, "MOMENT", 10 * PATIENCE)
+    pausing.engine.boot()
+    pausing.engine.fail("events", EngineUnavailable("no"))
+    gate = pausing.engine.hold("events")
+    first = asyncio.create_task(pausing.watch.hurry())
+    while ("events", "") not in pausing.engine.calls[-1:]:
+        await asyncio.sleep(0)
+    second = asyncio.create_task(pausing.watch.hurry())
+    await asyncio.sleep(0)
+    gate.set()
+    await asyncio.wait_for(asyncio.gather(first, second), PATIENCE)
+
+    assert pausing.in_sight
+
+
+async def test_nobody_waits_for_a_stream_that_is_neither_opened_nor_refused(
+    pausing: Story, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(events, "MOMENT", 0.05)
+    pausing.engine.boot()
+    pausing.engine.hold("events")
+    await asyncio.wait_for(pausing.watch.hurry(), PATIENCE)
+
+    assert not pausing.in_sight
 
 
 async def test_an_engine_that_is_down_is_tried_again_until_it_is_up(story: Story) -> None:

@@ -144,7 +144,9 @@ class Life:
             metrics=self.metrics.control,
         )
         self.environments = EnvironmentController(self.parts)
-        self.controller = Controller(self.parts, self.environments)
+        self.controller = Controller(
+            self.parts, self.environments, look_for_engine=self._look_for_engine
+        )
         self.resync = Resync(
             self.parts, self.controller, self.environments, on_missed=self._reconnect
         )
@@ -175,6 +177,9 @@ class Life:
 
     def _reconnect(self) -> None:
         self.events.reconnect()
+
+    async def _look_for_engine(self) -> None:
+        await self.events.hurry()
 
     async def end(self, services: list[asyncio.Task[None]]) -> None:
         self.controller.accepting = False

@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from ciworker.domain.job import Reason, Status
+from ciworker.engine import events
 from ciworker.errors import (
     CiworkerError,
     ContainerMissing,
@@ -220,6 +221,37 @@ async def test_a_container_that_the_restarted_engine_took_along_is_told_as_such(
     assert ended.log_incomplete
     assert "the Docker engine restarted" in [e.message for e in await life.jobs.history(job)]
     assert (await life.ended(await life.submit())).reason is PASSED
+
+
+async def test_an_end_that_is_seen_before_the_restart_is_told_waits_for_that(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The container ran on while the engine was away, ended by itself, and is seen at once."""
+    monkeypatch.setattr(events, "BACKOFF_FIRST", 10 * PATIENCE)
+    async with lab.life() as life:
+        job = await life.submit("echo one; sleep 0.5; exit 3")
+        await life.printed(job, b"one\n")
+        await life.engine.crash(live_restore=True)
+        async with asyncio.timeout(PATIENCE):
+            while life.controller._engine_in_sight:
+                await asyncio.sleep(0.01)
+        life.engine.boot()
+
+        ended = await life.ended(job)
+        assert (ended.reason, ended.exit_code) == (Reason.TESTS_FAILED, 3)
+        assert ended.engine_restarted_at is not None
+        assert ended.log_incomplete
+
+
+async def test_where_the_stream_of_events_stays_shut_jobs_end_all_the_same(life: Life) -> None:
+    job = await life.submit("echo one; sleep 0.3; exit 3")
+    await life.printed(job, b"one\n")
+    life.engine.fail("events", EngineUnavailable("no"), times=1000)
+    life.engine.cut_events()
+
+    ended = await life.ended(job)
+    assert (ended.reason, ended.exit_code) == (Reason.TESTS_FAILED, 3)
+    assert not ended.log_incomplete
 
 
 async def test_a_kill_by_an_engine_that_is_stopping_is_not_taken_for_somebody_elses(
