@@ -1,8 +1,8 @@
 """What the fault suite shares: each row of the fault matrix says what was injected and held.
 
-`row` records it and fails the test if anything was lost, repeated, stuck or left behind; the run
-ends with one line a row. The quick tests run with all others; those marked `chaos` by
-`scripts/chaos`.
+`row` records it and fails the test if anything was lost, repeated, stuck or left behind. The quick
+tests run with all others; `scripts/chaos` runs those marked `chaos` too, and ends with one line a
+row (as does every run in one process that comes to this folder).
 """
 
 import tempfile
