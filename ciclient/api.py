@@ -27,6 +27,7 @@ from ciclient.wire import Job, Page, as_object, loads, parse_page
 PREFIX = "/api/v1"
 CONNECT_TIMEOUT = 5.0
 READ_TIMEOUT = 60.0
+LONGEST_WAIT = 86400.0  # seconds that a server may ask for
 SILENCE = 45.0  # the server sends a comment every 15 s: three missed are a dead connection
 BLOCK = 256 * 1024
 SUBMIT_ATTEMPTS = 4
@@ -241,7 +242,7 @@ class Api:
             detail += f"\nno token was found; run: ciclient login {self.access.server}"
         if status in {408, 429} or status >= 500:
             wish = response.headers.get("Retry-After", "")
-            retry_after = float(wish) if wish.isdecimal() else None
+            retry_after = min(float(wish), LONGEST_WAIT) if wish.isdecimal() else None
             if retry_after is not None:
                 detail += f" (try again in {wish} s)"
             raise Unavailable(status, detail, retry_after)

@@ -1,11 +1,12 @@
 """What all tests share: the image, and real workers to drive."""
 
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.chaos.disks import small_disk
 from tests.driver import Worker
 
 WorkerFactory = Callable[..., Worker]
@@ -25,6 +26,13 @@ def image() -> str:
     if not name:
         pytest.fail("CI_TEST_IMAGE is not set: run the tests by scripts/test")
     return name
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 64 MiB."""
+    with small_disk(tmp_path, 64 * 2**20) as mount:
+        yield mount
 
 
 @pytest.fixture

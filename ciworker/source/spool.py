@@ -11,6 +11,7 @@ from pathlib import Path
 
 from zstandard import ZstdCompressor
 
+from ciworker.files import sync_folder
 from ciworker.source.archive import PIECE, ArchiveRefused, SpoolCorrupt
 from ciworker.source.inflate import Zstd
 from ciworker.source.members import Kind
@@ -46,7 +47,7 @@ class SpoolWriter:
         self._file.flush()
         os.fsync(self._file.fileno())
         self._file.close()
-        _sync_folder(self._path.parent)
+        sync_folder(self._path.parent)
 
     def discard(self) -> None:
         """Close and remove the file; also safe after `commit` and when called again."""
@@ -121,11 +122,3 @@ def _size_field(size: int) -> bytes:
     if size < _OCTAL_SIZES:
         return b"%011o\0" % size
     return b"\x80" + size.to_bytes(11, "big")
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ciworker.errors import StoreRefused, StoreUnavailable
+from ciworker.files import sync_folder
 from ciworker.store.session import BUSY_TIMEOUT
 
 PAGES_PER_STEP = 256
@@ -48,7 +49,7 @@ def back_up(database: Path, target: Path) -> Backup:
         os.close(descriptor)
         for leftover in ("", "-wal", "-shm", "-journal"):
             temporary.with_name(temporary.name + leftover).unlink(missing_ok=True)
-    _sync_folder(target.parent)
+    sync_folder(target.parent)
     return held
 
 
@@ -111,11 +112,3 @@ def _translated(folder: Path) -> Iterator[None]:
         ) from error
     except sqlite3.DatabaseError as error:
         raise StoreRefused(f"the database is damaged or none: {error}") from error
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

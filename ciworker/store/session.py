@@ -12,6 +12,7 @@ that is cancelled waits for its transaction, which is short.
 
 import asyncio
 import contextlib
+import shutil
 import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
 from pathlib import Path
@@ -32,6 +33,7 @@ from ciworker.store.migrations import migrate
 BUSY_TIMEOUT = 5.0  # seconds for another process's lock
 TURN_TIMEOUT = 10.0  # seconds until a connection of our own is free
 READERS = 4
+ROOM = 2**20  # bytes, more than SQLite needs to begin
 WAL_LIMIT = 8 * 2**20  # bytes that the WAL keeps once it is folded into the file
 
 T = TypeVar("T")
@@ -148,19 +150,6 @@ class Database:
             with self._metrics.log.time():
                 await _to_its_end(self._execute(statement, values))
 
-    async def check_integrity(self) -> str:
-        """What SQLite finds wrong with the file; empty when it is whole."""
-
-        async def work(session: AsyncSession) -> Sequence[str]:
-            connection = await session.connection()
-            return (await connection.exec_driver_sql("PRAGMA quick_check")).scalars().all()
-
-        try:
-            found = await self.read(work)
-        except StoreRefused as error:
-            return str(error)
-        return "" if found == ["ok"] else "; ".join(found)
-
     async def _snapshot(self, work: Callable[[AsyncSession], Awaitable[T]]) -> T:
         with translated():
             async with AsyncSession(self._readers, expire_on_commit=False) as session:
@@ -204,12 +193,13 @@ class Database:
 
 
 def _explained(error: StoreUnavailable, path: Path) -> StoreUnavailable:
-    """Nobody but a worker writes to its store: say who keeps it from that."""
-    others = writers_of(path)
-    return StoreUnavailable(
-        f"{path} cannot be opened: {error}"
-        + (f"; {others} holds it: stop that, then start again" if others else "")
-    )
+    """Nobody but a worker writes to its store: say who or what keeps it from that."""
+    others, told = writers_of(path), f"{path} cannot be opened: {error}"
+    if others:
+        told += f"; {others} holds it: stop that, then start again"
+    elif shutil.disk_usage(path.parent).free < ROOM:
+        told += f"; the disk at {path.parent} is full: free some of it, then start again"
+    return StoreUnavailable(told)
 
 
 @contextlib.asynccontextmanager

@@ -3,8 +3,10 @@
 import contextlib
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+
+from tests.driver import Worker
 
 BLOCK = 2**20
 SECTOR = 512
@@ -20,6 +22,18 @@ def small_disk(folder: Path, size: int) -> Iterator[Path]:
     _run("mkfs.ext4", "-q", "-m", "0", str(image))
     with _mounted(mount, "-o", "loop", str(image)):
         yield mount
+
+
+@contextlib.asynccontextmanager
+async def worker_on(disk: Path, image: str, *, min_free: str) -> AsyncIterator[Worker]:
+    """A worker that answers; its data lie on this disk, its own log beside the mount."""
+    made = Worker(disk / "worker", {"default_image": image, "min_free": min_free})
+    made.log = disk.parent / "worker.log"
+    try:
+        await made.start()
+        yield made
+    finally:
+        await made.destroy()
 
 
 @contextlib.contextmanager

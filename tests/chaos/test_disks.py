@@ -1,7 +1,7 @@
 """Row 13: the worker's or the engine's disk is full to its last block while a job runs."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import pytest
 from tests.chaos.account import Account
 from tests.chaos.conftest import Row
 from tests.chaos.daemon import Elsewhere, private_daemon
-from tests.chaos.disks import fill, free, small_disk
+from tests.chaos.disks import fill, free, small_disk, worker_on
 from tests.driver import DEADLINE, Worker, docker, tree
 from tests.e2e.follower import WAIT, following, let_go, stored
 
@@ -31,21 +31,9 @@ PRINTED = {
 
 
 @pytest.fixture
-def disk(tmp_path: Path) -> Iterator[Path]:
-    with small_disk(tmp_path, 64 * MIB) as mount:
-        yield mount
-
-
-@pytest.fixture
 async def worker(disk: Path, image: str) -> AsyncIterator[Worker]:
-    """Its data lie on that disk, its own log elsewhere."""
-    made = Worker(disk / "worker", {"default_image": image, "min_free": "10m"})
-    made.log = disk.parent / "worker.log"
-    try:
-        await made.start()
+    async with worker_on(disk, image, min_free="10m") as made:
         yield made
-    finally:
-        await made.destroy()
 
 
 async def until(reached: Callable[[], Any]) -> None:

@@ -2,14 +2,14 @@
 
 import json
 import os
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
 
-from tests.chaos.disks import fill, memory_disk, small_disk
+from tests.chaos.disks import fill, memory_disk, worker_on
 from tests.driver import Worker, command, tree
 from tests.e2e.follower import WAIT, let_go
 from tests.e2e.visitor import log_in
@@ -19,22 +19,10 @@ MIB = 2**20
 
 
 @pytest.fixture
-def disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of 64 MiB."""
-    with small_disk(tmp_path, 64 * MIB) as mount:
-        yield mount
-
-
-@pytest.fixture
 async def full_soon(disk: Path, image: str) -> AsyncIterator[Worker]:
-    """A worker whose data lie on that disk; it takes no job while less than 30 MiB are free."""
-    made = Worker(disk / "worker", {"default_image": image, "min_free": "30m"})
-    made.log = disk.parent / "worker.log"
-    try:
-        await made.start()
+    """It takes no job while less than 30 MiB are free."""
+    async with worker_on(disk, image, min_free="30m") as made:
         yield made
-    finally:
-        await made.destroy()
 
 
 async def refusal(worker: Worker) -> tuple[dict[str, Any], str]:
@@ -96,6 +84,20 @@ async def test_a_full_disk_keeps_no_worker_from_starting(disk: Path, full_soon: 
     assert (await full_soon.run("true"))["success"]
 
 
+async def test_a_worker_that_was_stopped_and_finds_no_room_to_begin_says_what_to_do(
+    disk: Path, full_soon: Worker
+) -> None:
+    await full_soon.stop()
+    ballast = fill(disk)
+    code, _, said = await command("ciworker", "serve", env=full_soon.environment)
+    assert code == 2
+    assert f"the disk at {full_soon.data_dir} is full: free some of it".encode() in said
+
+    ballast.unlink()
+    await full_soon.start()
+    assert (await full_soon.run("true"))["success"]
+
+
 async def test_the_engines_disk_is_guarded_too(tmp_path: Path, image: str) -> None:
     """The data folder's disk says that it has more room than any real one."""
     with memory_disk(tmp_path, "800t") as mount:
@@ -112,13 +114,9 @@ async def test_the_engines_disk_is_guarded_too(tmp_path: Path, image: str) -> No
 
 
 async def test_a_workspace_that_does_not_fit_is_refused_and_leaves_nothing(
-    disk: Path, tmp_path: Path, image: str
+    disk: Path, image: str
 ) -> None:
-
-    worker = Worker(disk / "worker", {"default_image": image, "min_free": "1m"})
-    worker.log = tmp_path / "worker.log"
-    try:
-        await worker.start()
+    async with worker_on(disk, image, min_free="1m") as worker:
         ballast = fill(disk, leave=4 * MIB)
         status, problem = await worker.post(tree({"large": os.urandom(8 * MIB)}))
         assert status == 503
@@ -126,5 +124,3 @@ async def test_a_workspace_that_does_not_fit_is_refused_and_leaves_nothing(
         assert list((worker.data_dir / "spool").iterdir()) == []
         ballast.unlink()
         assert (await worker.run("true"))["success"]
-    finally:
-        await worker.destroy()

@@ -1,6 +1,7 @@
 """A look at a stopped worker's store changes nothing, and keeps no worker from starting."""
 
 import contextlib
+import random
 import sqlite3
 from pathlib import Path
 
@@ -26,6 +27,20 @@ async def test_it_finds_what_runs_while_a_worker_has_the_lock(
     with StoreLock(path.parent, "a worker"):
         assert active_jobs(path) == [job_id(1)]
         assert damage_of(path) == ""
+
+
+async def test_a_damaged_page_is_found(path: Path) -> None:
+    database = await Database.open(path)
+    for number in range(2000):
+        await database.insert("INSERT INTO meta VALUES (?, 'x')", [f"{number:050}"])
+    await database.close()
+    assert damage_of(path) == ""
+    data = bytearray(path.read_bytes())
+    data[-4096 * 3 : -4096] = random.Random(1).randbytes(2 * 4096)
+    path.write_bytes(data)
+
+    with pytest.raises(StoreRefused, match="damaged"):
+        damage_of(path)
 
 
 def test_an_earlier_version_is_read_and_stays_what_it_is(path: Path) -> None:

@@ -9,7 +9,7 @@ import { plain } from "./ansi.js";
 
 const COMMAND = /^::(group|endgroup)::(.*)$/;
 const FOREVER = Number.MAX_SAFE_INTEGER - 1; // the last line of a group that is still open
-const MOST_COMMANDS = 10_000; // that are heeded; lines after them belong to no group
+export const MOST_COMMANDS = 10_000; // that are heeded; lines after them belong to no group
 const NEAR_THE_END = 20; // lines; so close before the end, a group has the lines that tell why
 
 /** What the outline asks the server's search for. */

@@ -2,7 +2,7 @@
 
 import { Announcer } from "./announcer.js";
 import { json, logPath, login, passing, post, Problem, records, search } from "./api.js";
-import { command, COMMANDS, Outline } from "./groups.js";
+import { command, COMMANDS, MOST_COMMANDS, Outline } from "./groups.js";
 import { keys } from "./keys.js";
 import { copied } from "./line.js";
 import { Lines } from "./lines.js";
@@ -14,7 +14,6 @@ import { Search } from "./search.js";
 import { ended, word } from "./status.js";
 import { describe } from "./summary.js";
 
-const MOST_COMMANDS = 10_000; // lines that open or close a group; those after are plain lines
 const PATIENCE = 700; // ms until a connection that is lost is spoken of
 const RETRY_PAUSE = 500; // ms
 const OUTLINE_PATIENCE = 300; // ms that the first lines wait until it is known which are folded

@@ -61,7 +61,7 @@ def test_a_job_may_take_the_steps_of_the_design_and_no_others() -> None:
     assert allowed == ALLOWED
 
 
-@pytest.mark.parametrize("status", TERMINAL)
+@pytest.mark.parametrize("status", sorted(TERMINAL))
 def test_a_terminal_state_is_never_left(status: Status) -> None:
     assert status.terminal
     assert TRANSITIONS[status] == frozenset()
