@@ -43,7 +43,10 @@ async def worker(tmp_path_factory: pytest.TempPathFactory, image: str) -> AsyncI
 
 @pytest.mark.parametrize(
     "project",
-    [ARRAYS, HISTOGRAMS, *(pytest.param(of, marks=pytest.mark.chaos) for of in (FOLDERS, HOOKS))],
+    [
+        HISTOGRAMS,
+        *(pytest.param(of, marks=pytest.mark.chaos) for of in (ARRAYS, FOLDERS, HOOKS)),
+    ],
     ids=lambda project: project.name,
 )
 async def test_a_published_project_reports_what_it_reports_outside(
