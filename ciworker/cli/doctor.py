@@ -171,8 +171,15 @@ def _worker(settings: Settings) -> Finding:
     try:
         call(settings, "GET", "/jobs?limit=1", timeout=WORKER_TIMEOUT)
     except Unreachable as error:
-        return Finding("worker", False, str(error), "ciworker serve")
+        return Finding("worker", False, str(error), _worker_mend(settings))
     except (Refused, Unknown) as error:
         mend = f"remove {settings.admin_token} only if another worker's is meant"
         return Finding("worker", False, str(error), mend)
     return Finding("worker", True, "answers and takes its admin token")
+
+
+def _worker_mend(settings: Settings) -> str:
+    """A second worker of the same store would be refused."""
+    if is_held(settings.data_dir):
+        return f"see the log of {holder_of(settings.data_dir)}, then restart it: jobs run on"
+    return "ciworker serve"

@@ -211,6 +211,7 @@ async def test_a_worker_that_is_frozen_is_not_waited_for_for_ever(
         worker.process.send_signal(signal.SIGCONT)
     assert not found["worker"].ok
     assert "does not answer within 0.3 s" in found["worker"].detail
+    assert f"(process {worker.process.pid}), then restart it" in found["worker"].mend
     assert found["store"].ok
 
 
