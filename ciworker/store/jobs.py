@@ -41,7 +41,7 @@ from ciworker.store.session import Database
 
 IDEMPOTENCY_WINDOW = timedelta(hours=24)
 ACTIVE = (Status.STARTING, Status.RUNNING)
-KEPT = 1024  # jobs kept as they were last written
+KEPT = 256  # jobs kept as they were last written; more than run at once
 
 # A partial index is used only where the query spells its condition out, as no parameter.
 _QUEUED = col(JobRow.status) == literal_column("'queued'")

@@ -34,6 +34,7 @@ BUSY_TIMEOUT = 5.0  # seconds for another process's lock
 TURN_TIMEOUT = 10.0  # seconds until a connection of our own is free
 READERS = 4
 ROOM = 2**20  # bytes, more than SQLite needs to begin
+CACHE = 512  # KiB a connection; behind it stands the system's own, which all share
 WAL_LIMIT = 8 * 2**20  # bytes that the WAL keeps once it is folded into the file
 
 T = TypeVar("T")
@@ -258,6 +259,7 @@ def _engine(path: Path, *, size: int, begin: str) -> AsyncEngine:
 
 def _pragmas(*, writes: bool) -> Iterator[str]:
     yield "foreign_keys = ON"
+    yield f"cache_size = -{CACHE}"
     if writes:
         yield "journal_mode = WAL"
         yield "synchronous = NORMAL"
