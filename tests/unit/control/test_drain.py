@@ -24,7 +24,7 @@ class Drained(Drain):
     def __init__(self, life: Life) -> None:
         self.stopped = 0
         self.told = asyncio.Event()
-        super().__init__(life.parts, life.controller, stop=self._count)
+        super().__init__(life.parts, life.controller, life.pool, stop=self._count)
 
     def _count(self) -> None:
         self.stopped += 1
