@@ -398,9 +398,10 @@ class Controller:
     async def _free(self, kind: JobKind) -> tuple[int, int]:
         """Slots for jobs of this kind, and bytes of memory, that are not taken."""
         slots = self._settings.max_jobs if kind is JobKind.JOB else self._settings.max_setups
-        taken, everything = await self._jobs.active(kind), await self._jobs.active()
-        promised = sum(everything.values()) + self._pool.promised
-        return slots - len(taken), self._settings.max_memory - promised
+        held = await self._jobs.held()
+        taken = sum(of is kind for of, _ in held)
+        promised = sum(memory for _, memory in held) + self._pool.promised
+        return slots - taken, self._settings.max_memory - promised
 
     async def _refuse(self, head: Job) -> None:
         """Nothing behind a job that can never start would start either."""
