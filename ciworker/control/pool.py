@@ -77,9 +77,10 @@ class Parked:
 class Member:
     """One place of the pool; all but the first two is what only this process knows of it.
 
-    promised: its memory is. taken_by: the job that took its container and has not ended. free_at:
-    when its place became free, monotonic. failures: starts that failed, and deaths soon after one;
-    error: the last one's; retry_at: when the next start may be tried, monotonic.
+    promised: its memory is. waits: for memory. taken_by: the job that took its container and has
+    not ended; takes: how many did. free_at: when its place became free, monotonic. failures:
+    starts that failed, and deaths soon after one; error: the last one's; retry_at: when the next
+    start may be tried, monotonic.
     """
 
     name: str
@@ -89,6 +90,7 @@ class Member:
     waits: bool = False
     no_image: bool = False
     taken_by: str | None = None
+    takes: int = 0
     free_at: float | None = None
     failures: int = 0
     error: str | None = None
@@ -278,6 +280,7 @@ class PoolController:
         parked, member.parked = member.parked, None
         assert parked is not None
         member.promised, member.taken_by, member.failures = False, job.id, 0
+        member.takes += 1
         self._taken[job.id] = member
         if (parked.memory, parked.cpus) == (job.spec.memory, job.spec.cpus):
             return parked
@@ -323,6 +326,8 @@ class PoolController:
         for member, parked in reversed(ready):
             if memory <= 0:
                 break
+            if member.parked is not parked:
+                continue  # a look was at work
             logger().info("a member of the pool makes room for a job", container=member.name)
             await self._let_go(member)
             await self._engine.remove(parked.container)
@@ -353,13 +358,16 @@ class PoolController:
             EngineUnavailable, StoreUnavailable: the look is to be tried again.
         """
         member = self._members.get(name)
+        takes = member.takes if member else 0
         spec = await self._spec(member) if member is not None and self.wants_any else None
         container = self._ours(await self._engine.inspect(name))
         # No await from here to where a parked member is let go of: a job may take it meanwhile.
-        parked = member.parked if member else None
         if member is None:
             await self._remove_strange(container, outcomes)
+        elif member.takes != takes:
+            self._queue.add(pool_key(name))  # what was seen is a job's by now
         elif member.taken_by is None:
+            parked = member.parked
             action = decide_member(_wanted(spec), container, held=_holds(parked, container))
             await self._act(_Look(member, spec, container, parked, action), outcomes)
 

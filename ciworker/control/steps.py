@@ -198,12 +198,13 @@ class Steps:
             return_exceptions=True,
         )
         life.taking = False
-        if isinstance(committed, Job) and renamed is None and isinstance(end, LogEnd):
-            pump = self._made_pump(committed, parked.container, end)
-            self._run_pump(committed, life, pump, parked.attachment)
-            self._start_sender(committed, life, parked.attachment)
-            delay = 0.0 if life.missed else self._settings.transfer_timeout
-            self._queue.add_after(job_key(job.id), delay)
+        if (
+            isinstance(committed, Job)
+            and not committed.cancel_asked
+            and renamed is None
+            and isinstance(end, LogEnd)
+        ):
+            self._run_taken(committed, life, parked, end)
             return committed
         life.unsent = True
         await self._abandon(parked, keep=committed is not None)
@@ -217,6 +218,13 @@ class Steps:
             elif isinstance(error, BaseException):
                 raise error
         return committed
+
+    def _run_taken(self, job: Job, life: Life, parked: Parked, end: LogEnd) -> None:
+        pump = self._made_pump(job, parked.container, end)
+        self._run_pump(job, life, pump, parked.attachment)
+        self._start_sender(job, life, parked.attachment)
+        delay = 0.0 if life.missed else self._settings.transfer_timeout
+        self._queue.add_after(job_key(job.id), delay)
 
     async def _abandon(self, parked: Parked, *, keep: bool) -> None:
         """It was sent nothing and ends by itself. keep: it may be known to the store."""
