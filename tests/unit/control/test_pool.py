@@ -25,6 +25,7 @@ from ciworker.domain.container import (
 from ciworker.domain.decide import Bucket
 from ciworker.domain.job import Job, Reason, Spec, Status
 from ciworker.domain.pool import member_name
+from ciworker.engine.port import Event
 from ciworker.errors import (
     CiworkerError,
     EngineFailed,
@@ -147,6 +148,18 @@ async def test_a_member_that_someone_stops_is_started_again_at_once(
         await parked(life)
         assert box(life).id == container
         assert life.calls("create") == 1
+
+
+async def test_one_of_which_an_event_says_that_it_died_is_not_taken(
+    pool_lab: Callable[..., Lab],
+) -> None:
+    async with pool_lab().life() as life:
+        await parked(life)
+        assert life.pool.could_fit(network=False)
+        life.controller.on_event(Event("die", box(life).id, "", 0, 1, member=ONE))
+        assert not life.pool.could_fit(network=False)
+        await until(lambda: life.calls("start") == 2)
+        await parked(life)
 
 
 async def test_one_whose_end_no_event_told_is_found_by_the_resync_and_is_a_repair(
@@ -517,12 +530,13 @@ async def test_a_member_s_memory_is_promised_and_given_back_to_the_job_that_take
     ).life() as life:
         await parked(life)
         assert life.pool.promised == MEMORY
+        container = box(life).id
         job_id = await life.submit("sleep 0.1")
-        await life.running(job_id)
+        running = await life.running(job_id)
+        assert running.container_id == container
         assert life.pool.promised == 0
         assert (await life.ended(job_id)).reason is Reason.PASSED
         await parked(life)
-        assert "remove" not in {n for n, c in life.engine.calls if c == ONE}
 
 
 async def test_a_job_that_no_member_fits_goes_before_them_where_memory_is_short(
