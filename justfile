@@ -39,6 +39,14 @@ bench *arguments:
 resync:
     @.venv/bin/ciworker resync
 
+# have all parked containers that the settings name, and no others
+pool-up:
+    @.venv/bin/ciworker pool up
+
+# remove all parked containers and have none, until pool-up
+pool-down:
+    @.venv/bin/ciworker pool down
+
 # submit the sample project and watch it (starts the quickstart's worker if need be)
 demo:
     @scripts/quickstart

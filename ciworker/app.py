@@ -8,8 +8,8 @@ import resource
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import uvloop
@@ -22,6 +22,7 @@ from ciworker.control.controller import WORKERS, Controller
 from ciworker.control.drain import Drain
 from ciworker.control.environments import EnvironmentController
 from ciworker.control.parts import Parts
+from ciworker.control.pool import MemberStatus, PoolController
 from ciworker.control.resync import Resync
 from ciworker.control.retention import Retainer
 from ciworker.control.supervisor import Supervisor
@@ -39,7 +40,7 @@ from ciworker.store.environments import Environments
 from ciworker.store.jobs import Jobs
 from ciworker.store.lock import StoreLock
 from ciworker.store.logs import LogReader, LogWriter
-from ciworker.store.meta import LastEvent, instance_id
+from ciworker.store.meta import LastEvent, PoolIntent, instance_id
 from ciworker.store.packing import Packer
 from ciworker.store.retention import Retention
 from ciworker.store.session import Database
@@ -49,7 +50,13 @@ from ciworker.telemetry import configure, logger
 from ciworker.web.access import allowed_hosts
 from ciworker.web.application import application
 from ciworker.web.context import Context
-from ciworker.web.models import ResyncReport
+from ciworker.web.models import (
+    PoolChange,
+    PoolEntryModel,
+    PoolMember,
+    PoolReport,
+    ResyncReport,
+)
 from ciworker.web.sessions import Login, login_url
 
 CLOCK = SystemClock()
@@ -91,6 +98,7 @@ class Store:
     counter: Counter
     packer: Packer
     retention: Retention
+    intent: PoolIntent
 
 
 def _store(database: Database) -> Store:
@@ -107,6 +115,7 @@ def _store(database: Database) -> Store:
         counter=Counter(database),
         packer=Packer(database),
         retention=Retention(database),
+        intent=PoolIntent(database),
     )
 
 
@@ -116,6 +125,7 @@ class Control:
 
     controller: Controller
     environments: EnvironmentController
+    pool: PoolController
     resync: Resync
     events: EventWatch
     witness: Witness
@@ -123,18 +133,24 @@ class Control:
 
 
 def _control(
-    parts: Parts, metrics: EngineMetrics, witness: Witness, stop: Callable[[], None]
+    parts: Parts,
+    pool: PoolController,
+    metrics: EngineMetrics,
+    witness: Witness,
+    stop: Callable[[], None],
 ) -> Control:
     environments = EnvironmentController(parts)
     controller = Controller(
         parts,
         environments,
+        pool,
         look_for_engine=lambda: events.hurry(),  # noqa: PLW0108 # made below, from the controller
     )
     resync = Resync(
         parts,
         controller,
         environments,
+        pool,
         on_missed=lambda: events.reconnect(),  # noqa: PLW0108 # made below, from the resync
     )
     events = EventWatch(
@@ -147,8 +163,8 @@ def _control(
         witness=witness.event,
         metrics=metrics,
     )
-    drain = Drain(parts, controller, stop=stop)
-    return Control(controller, environments, resync, events, witness, drain)
+    drain = Drain(parts, controller, pool, stop=stop)
+    return Control(controller, environments, pool, resync, events, witness, drain)
 
 
 def _services(
@@ -165,13 +181,14 @@ def _services(
         yield f"worker {n}", control.controller.run_worker()
 
 
-async def _end(parts: Parts, services: Sequence[asyncio.Task[None]]) -> None:
+async def _end(parts: Parts, pool: PoolController, services: Sequence[asyncio.Task[None]]) -> None:
     """Once nobody is served any more: lines that were read are stored, the rest is let go."""
     await parts.supervisor.cancel_all()
     await parts.writer.drained(DRAIN_TIMEOUT)
     parts.queue.close()
     for task in services:
         task.cancel()
+    await pool.close()
 
 
 class Worker:
@@ -216,7 +233,8 @@ class Worker:
                 new_id=new_id,
                 metrics=self._metrics.control,
             )
-            control = _control(parts, self._metrics.engine, witness, self._stop.set)
+            pool = PoolController(parts, store.intent, down=await store.intent.is_down())
+            control = _control(parts, pool, self._metrics.engine, witness, self._stop.set)
             services = [
                 tasks.create_task(work, name=name)
                 for name, work in _services(parts, store, control)
@@ -227,7 +245,7 @@ class Worker:
                     _show_first_link(context, first)
                 await self._stop.wait()
                 control.controller.accepting = False
-            await _end(parts, services)
+            await _end(parts, pool, services)
 
     def _context(
         self, parts: Parts, store: Store, control: Control, engine: DockerEngine
@@ -256,6 +274,7 @@ class Worker:
             disks=Disks(engine, engine.host, parts.settings.data_dir).usage,
             started_at=parts.clock.now(),
             drain=control.drain,
+            pool=_Pool(control.pool),
         )
 
     @contextlib.asynccontextmanager
@@ -388,6 +407,44 @@ async def _ids(jobs: Jobs) -> Callable[[], str]:
 
     generator = ULIDGenerator(clock=now)
     return lambda: str(generator.generate())
+
+
+class _Pool:
+    """The runner pool as the web asks for it."""
+
+    def __init__(self, controller: PoolController) -> None:
+        self._controller = controller
+
+    async def status(self) -> PoolReport:
+        found = await self._controller.status()
+        return PoolReport(
+            wanted="down" if found.down else "up",
+            entries=[PoolEntryModel(**asdict(entry)) for entry in found.entries],
+            members=[_shown(member) for member in found.members],
+        )
+
+    async def turn(self, *, down: bool) -> PoolChange:
+        buckets = await self._controller.turn(down=down)
+        names = {name: list(buckets.get(Bucket(name), ())) for name in PoolChange.model_fields}
+        return PoolChange(**names)
+
+    def counts(self) -> Mapping[tuple[str, str], int]:
+        found = self._controller.counts()
+        wanted = {(name, "wanted"): size for name, size in self._controller.wanted.items()}
+        return {**wanted, **{(name, state.value): count for (name, state), count in found.items()}}
+
+
+def _shown(member: MemberStatus) -> PoolMember:
+    return PoolMember(
+        name=member.name,
+        entry=member.entry,
+        state=member.state.value,
+        container_id=member.container,
+        job=member.job,
+        error=member.error,
+        failures=member.failures,
+        retry_at=member.retry_at,
+    )
 
 
 async def _reported(resync: Resync) -> ResyncReport:

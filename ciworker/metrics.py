@@ -117,7 +117,7 @@ class StoreMetrics:
 
 
 class ControlMetrics:
-    """The queue, the controller, the resync, and environments."""
+    """The queue, the controller, the resync, environments and the pool."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self.ended = _counter(
@@ -163,6 +163,20 @@ class ControlMetrics:
         )
         self.setups = _histogram(
             registry, "setup_seconds", "Time that setups of environments ran", SETUPS, "result"
+        )
+        self.pool_taken = _counter(
+            registry, "pool_taken", "Jobs that took a parked member of the pool", "entry"
+        )
+        self.pool_cold = _counter(
+            registry,
+            "pool_cold_starts",
+            "Jobs that started a container of their own though there is a pool, as no member fit",
+        )
+        self.pool_refills = _histogram(
+            registry,
+            "pool_refill_seconds",
+            "Time from when a place of the pool was free to when a member was parked there",
+            CALLS,
         )
         for result in ("hit", "miss"):
             self.environment_uses.labels(result)
@@ -217,6 +231,13 @@ class StateMetrics:
         )
         self.environments = _gauge(
             registry, "environments_bytes", "Bytes that the layers of all environments take"
+        )
+        self.pool = _gauge(
+            registry,
+            "pool_members",
+            "Members of the pool: how many are wanted, and how many are in each state",
+            "entry",
+            "state",
         )
         self.disk_free = _gauge(
             registry, "disk_free_bytes", "Free bytes of the disk with the worker's or the "

@@ -4,14 +4,17 @@ import difflib
 import os
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from platformdirs import user_data_path
 from pydantic import (
     AfterValidator,
+    BaseModel,
     BeforeValidator,
+    ConfigDict,
     Field,
     HttpUrl,
     TypeAdapter,
@@ -26,7 +29,7 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
-from ciworker.units import parse_duration, parse_size
+from ciworker.units import format_size, parse_duration, parse_size
 
 PREFIX = "CIWORKER_"
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
@@ -82,6 +85,12 @@ def _mount(value: str) -> str:
     return value
 
 
+def _tables(value: object) -> object:
+    if isinstance(value, dict):
+        raise ValueError("has to be a list of tables: write [[pool]] above each")
+    return value
+
+
 def _origin(value: str | None) -> str | None:
     """A web address without path, as browsers write an origin; an empty one is none."""
     if not value:
@@ -105,6 +114,31 @@ Duration = Annotated[float, BeforeValidator(parse_duration), Field(gt=0, le=CENT
 Age = Annotated[float, BeforeValidator(_age), Field(gt=0, le=CENTURY)]
 Size = Annotated[int, BeforeValidator(parse_size), Field(gt=0)]
 ShareOrSize = Annotated[int | float, BeforeValidator(_share_or_size)]
+
+
+class PoolEntry(BaseModel):
+    """Containers that are kept parked, all alike. What is left out is the settings' default."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field(pattern=r"^[a-z0-9-]+$", max_length=32)
+    image: str = Field("", description="`default_image` where empty")
+    network: bool = False
+    memory: Annotated[Size | None, Field(description="bytes; `job_memory` where left out")] = None
+    cpus: float | None = Field(None, gt=0)
+    size: int = Field(ge=0)
+
+
+@dataclass(frozen=True, slots=True)
+class Parking:
+    """An entry of the pool, with nothing left to default. memory in bytes, of each member."""
+
+    name: str
+    image: str
+    network: bool
+    memory: int
+    cpus: float
+    size: int
 
 
 def bytes_of(wanted: int | float, disk: int) -> int:
@@ -162,6 +196,7 @@ class Settings(BaseSettings):
     keep_jobs: Age = 30 * 86400.0
     store_size: Annotated[ShareOrSize, Field(gt=0)] = 0.2
     min_free: ShareOrSize = 2**30
+    pool: Annotated[tuple[PoolEntry, ...], BeforeValidator(_tables)] = ()
     log_format: Literal["auto", "console", "json"] = "auto"
     instance: str | None = None
 
@@ -173,6 +208,46 @@ class Settings(BaseSettings):
                 f"({self.job_memory} bytes): no job could ever start"
             )
         return self
+
+    @model_validator(mode="after")
+    def _pool_fits(self) -> Self:
+        names = [entry.name for entry in self.pool]
+        for entry in self.parkings:
+            if names.count(entry.name) > 1:
+                raise ValueError(f"setting pool: two entries are called {entry.name!r}: rename one")
+            if entry.memory > self.max_job_memory:
+                raise ValueError(
+                    f"setting pool: the memory of {entry.name!r} ({format_size(entry.memory)}) is "
+                    f"more than max_job_memory ({format_size(self.max_job_memory)}): lower it"
+                )
+        promised = sum(entry.size * entry.memory for entry in self.parkings)
+        if promised > self.max_memory:
+            raise ValueError(
+                f"setting pool: its members would take {format_size(promised)} together (size x "
+                f"memory of all entries), more than max_memory ({format_size(self.max_memory)}): "
+                "lower a size or a memory"
+            )
+        if promised and self.pull == "always":
+            raise ValueError(
+                "setting pool: a parked container's image is older than its job, which `pull = "
+                '"always"` forbids: set pull to missing or never, or all sizes to 0'
+            )
+        return self
+
+    @property
+    def parkings(self) -> Sequence[Parking]:
+        """The entries of `pool`."""
+        return [
+            Parking(
+                name=entry.name,
+                image=entry.image or self.default_image,
+                network=entry.network,
+                memory=entry.memory or self.job_memory,
+                cpus=entry.cpus or self.job_cpus,
+                size=entry.size,
+            )
+            for entry in self.pool
+        ]
 
     @property
     def images(self) -> tuple[str, ...]:
@@ -260,13 +335,15 @@ def _not_json(message: str) -> str:
     field = re.search(r'field "(\w+)"', message)
     if field is None:
         return message
-    form = '{"KEY": "value"}' if field[1] == "job_env" else '["a", "b"]'
+    forms = {"job_env": '{"KEY": "value"}', "pool": '[{"name": "tea", "size": 2}]'}
+    form = forms.get(field[1], '["a", "b"]')
     return f"setting {field[1]}: has to be JSON in the environment, such as {form}"
 
 
 def _sentence(item: Any) -> str:  # pydantic's ErrorDetails, a TypedDict of its core
     name = ".".join(str(part) for part in item["loc"])
     if item["type"] == "extra_forbidden":
-        return f"unknown setting {name}{_nearest(name, list(Settings.model_fields))}"
+        known = Settings if len(item["loc"]) == 1 else PoolEntry
+        return f"unknown setting {name}{_nearest(str(item['loc'][-1]), list(known.model_fields))}"
     message = item["msg"].removeprefix("Value error, ")
     return f"setting {name}: {message}" if name else message

@@ -15,6 +15,7 @@ import typer
 
 from ciworker.cli import drain as draining
 from ciworker.cli import environments
+from ciworker.cli import pool as parking
 from ciworker.cli.api import Unreachable, call
 from ciworker.cli.tokens import RoleName, login_link, token_book
 from ciworker.errors import CiworkerError
@@ -46,6 +47,11 @@ env = typer.Typer(
     help="List and remove environments: what setups left behind.", no_args_is_help=True
 )
 cli.add_typer(env, name="env")
+pool = typer.Typer(
+    help="Containers that are kept parked for jobs: have them, have none, see them.",
+    no_args_is_help=True,
+)
+cli.add_typer(pool, name="pool")
 
 
 def run(serve: Serve) -> None:
@@ -186,6 +192,45 @@ def env_prune(config: Config = None) -> None:
     for key in removed:
         typer.echo(f"removed {key[: environments.SHOWN]}")
     typer.echo(f"{len(removed)} environments removed", err=True)
+
+
+@pool.command("up")
+def pool_up(config: Config = None) -> None:
+    """Have all members that the settings name and no others; exit 1 if some failed.
+
+    Those are tried again, as `pool status` tells.
+    """
+    _turned(config, down=False)
+
+
+@pool.command("down")
+def pool_down(config: Config = None) -> None:
+    """Remove all members, whoever's settings they were, and have none until `pool up`.
+
+    Jobs that took one go on; others start in containers of their own.
+    """
+    _turned(config, down=True)
+
+
+def _turned(config: Path | None, *, down: bool) -> None:
+    with _explained():
+        lines, done = parking.turn(load(config), down=down)
+    for line in lines:
+        typer.echo(line)
+    if not done:
+        raise typer.Exit(1)
+
+
+@pool.command("status")
+def pool_status(config: Config = None, as_json: Json = False) -> None:
+    """Print what is wanted and each member that the engine has, with its errors."""
+    with _explained():
+        report = parking.status(load(config))
+    if as_json:
+        typer.echo(json.dumps(report, indent=2))
+        return
+    for line in parking.told(report):
+        typer.echo(line)
 
 
 @cli.command()

@@ -105,6 +105,8 @@ async def _engine(settings: Settings) -> AsyncIterator[Finding]:
             yield Finding(check, True, f"Docker {info.version} answers at {engine.host}")
             yield _clock(info)
             yield await _image(engine, settings)
+            if settings.pool:
+                yield await _pool_images(engine, settings)
             root = Path(str(info.details.get("DockerRootDir", "")))
             local = engine.host.startswith("unix://")
             if local and root.is_dir():  # noqa: ASYNC240 # a stat, in a command that only looks
@@ -151,6 +153,15 @@ async def _image(engine: DockerEngine, settings: Settings) -> Finding:
         f"{name} is missing: the first job waits for its pull",
         f"docker pull {name}, or run scripts/base-image and set default_image",
     )
+
+
+async def _pool_images(engine: DockerEngine, settings: Settings) -> Finding:
+    names = sorted({entry.image for entry in settings.parkings if entry.size})
+    missing = [name for name in names if await engine.image(name) is None]
+    if not missing:
+        return Finding("pool", True, f"all images are there: {', '.join(names) or 'none wanted'}")
+    detail = f"{', '.join(missing)} missing: nothing of it is parked, its jobs start cold"
+    return Finding("pool", False, detail, "; ".join(f"docker pull {name}" for name in missing))
 
 
 def _disk(check: str, folder: Path, settings: Settings) -> Finding:

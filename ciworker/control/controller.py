@@ -3,8 +3,10 @@
 Events, API calls, timers and the resync only put keys on the queue; nothing else changes a job.
 """
 
+import asyncio
 import signal
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
 from datetime import datetime
 
 import structlog
@@ -14,24 +16,31 @@ from ciworker.control.keys import DISPATCH, Key, Kind, environment_key, job_key
 from ciworker.control.life import Life, Patience, arm, facts_of, next_look
 from ciworker.control.look import Look, Outcome
 from ciworker.control.parts import Parts
+from ciworker.control.pool import Parked, PoolController
 from ciworker.control.steps import Steps
-from ciworker.domain.container import Container
+from ciworker.domain.container import KIND_POOL, Container
 from ciworker.domain.decide import Action, Bucket, Verb, admit, decide
 from ciworker.domain.job import Job, Reason, Status
 from ciworker.domain.job import Kind as JobKind
+from ciworker.domain.pool import PREFIX
 from ciworker.engine.port import Event
 from ciworker.errors import CiworkerError
 from ciworker.store.jobs import Expect
 from ciworker.telemetry import logger
 from ciworker.units import format_size
 
-WORKERS = 8
+WORKERS = 16  # as many again as jobs need: starting parked containers takes them up for long
 MOST_STEPS = 20
 RETRY_FIRST = 0.2
 RETRY_MOST = 30.0
 REMEMBERED = 1024  # jobs whose last event's or removal's time is kept
 _EXITS = ("die", "destroy")
-_SUBJECTS = {Kind.JOB: "job", Kind.STRAY: "container", Kind.ENVIRONMENT: "environment"}
+_SUBJECTS = {
+    Kind.JOB: "job",
+    Kind.STRAY: "container",
+    Kind.ENVIRONMENT: "environment",
+    Kind.POOL: "container",
+}
 
 
 class Controller:
@@ -41,6 +50,7 @@ class Controller:
         self,
         parts: Parts,
         environments: EnvironmentController,
+        pool: PoolController,
         *,
         look_for_engine: Callable[[], Awaitable[None]],
     ) -> None:
@@ -49,9 +59,10 @@ class Controller:
         Args:
             parts: of the worker.
             environments: reconciles theirs.
+            pool: likewise, and gives its members to jobs.
             look_for_engine: come to tell of the engine what there is to tell, if it can be seen.
         """
-        settings, self._environments = parts.settings, environments
+        settings, self._environments, self._pool = parts.settings, environments, pool
         self._settings, self._clock = settings, parts.clock
         self._engine, self._jobs, self._queue = parts.engine, parts.jobs, parts.queue
         self._metrics, self._tallies = parts.metrics, parts.tallies
@@ -81,6 +92,10 @@ class Controller:
 
     def on_event(self, event: Event) -> None:
         """An engine's event: note what no inspect tells later, and queue the key."""
+        if event.member:
+            _remember(self._last_heard, event.member, self._clock.monotonic())
+            self._pool.on_event(event)
+            return
         _remember(self._last_heard, event.job, self._clock.monotonic())
         if event.action == "destroy":
             self._removed.pop(event.job, None)
@@ -114,7 +129,9 @@ class Controller:
             self._told_since = self._clock.now()
 
     def heard_of(self, job_id: str, since: float) -> bool:
-        """Whether an event told of this job at `since` (monotonic seconds) or later."""
+        """Whether an event told of this job, or member of the pool, at `since` (monotonic seconds)
+        or later.
+        """
         return self._last_heard.get(job_id, since - 1) >= since
 
     def would_be_told(self, at: datetime) -> bool:
@@ -163,6 +180,8 @@ class Controller:
             await self._dispatch(outcomes)
         elif key.kind is Kind.ENVIRONMENT:
             await self._environments.reconcile(key.id, outcomes)
+        elif key.kind is Kind.POOL:
+            await self._pool.reconcile(key.id, outcomes)
         elif key.kind is Kind.STRAY:
             await self._reconcile_stray(key.id, outcomes)
         else:
@@ -178,6 +197,8 @@ class Controller:
                 self._forget(job_id)
                 await self._remove_all_of(job_id, outcomes)
                 return
+            if self._is_being_taken(job):
+                return
             in_sight = self._engine_in_sight
             look = await self._look(job, look)
             if not await self._is_its_own_end(look, in_sight):
@@ -189,10 +210,19 @@ class Controller:
         logger().error("a job does not come to rest", steps=MOST_STEPS)
         self._queue.add_after(job_key(job_id), 1.0)
 
+    def _is_being_taken(self, job: Job) -> bool:
+        """Whether it takes a parked container right now: who does that has it looked at again."""
+        life = self._lives.get(job.id)
+        if life is None or not life.taking:
+            return False
+        life.missed = True
+        return True
+
     async def _look(self, job: Job, before: Look | None) -> Look:
         life = self._life(job)
         job = await self._note_events(job, life)
         container = await self._container(job, life, before)
+        job = await self._note_unsent(job, life)
         now, monotonic = self._clock.now(), self._clock.monotonic()
         arm(job, life, container, self._patience, now=now, monotonic=monotonic)
         down = container is None or container.state.down
@@ -226,7 +256,32 @@ class Controller:
             return None
         if before is not None and before.only_read_the_end:
             return before.container
-        return await self._engine.inspect(job.container_name)
+        found = await self._engine.inspect(job.container_name)
+        if found is None and job.status is Status.STARTING and job.container_id is not None:
+            life.unsent = life.unsent or await self._was_never_renamed(job, job.container_id)
+        return found
+
+    async def _was_never_renamed(self, job: Job, container: str) -> bool:
+        """Whether what it took from the pool is another's name, or the pool's, still.
+
+        Then a crash came before the new name, and nothing was sent.
+        """
+        found = await self._engine.inspect(container)
+        if found is None or found.kind != KIND_POOL:
+            return False
+        return found.name.startswith(PREFIX) or found.job not in ("", job.id)
+
+    async def _note_unsent(self, job: Job, life: Life) -> Job:
+        """Without `sent_at` it is started anew."""
+        if not life.unsent:
+            return job
+        if job.status is Status.STARTING:
+            said = "the parked container that it took was lost before anything was sent to it"
+            now = self._clock.now()
+            noted = await self._jobs.note(job.id, now, said, sent_at=None, container_id=None)
+            job = noted or job
+        life.unsent = False
+        return job
 
     async def _step(self, look: Look, outcomes: list[Outcome]) -> bool:
         """Decide and act once. True when there may be more to do at once."""
@@ -261,6 +316,7 @@ class Controller:
 
     def _forget(self, job_id: str) -> None:
         self._lives.pop(job_id, None)
+        self._pool.give_back(job_id)
 
     async def _note_events(self, job: Job, life: Life) -> Job:
         """A `kill` or `oom` is in the history before anything is decided from it."""
@@ -297,9 +353,12 @@ class Controller:
 
         Setups come first. One that waits for memory is not overtaken by jobs, for ever.
         """
-        for kind in (JobKind.SETUP, JobKind.JOB):
-            if not await self._admit_all(kind, outcomes):
-                return
+        async with self._pool.counting:
+            self._pool.awaited = 0
+            for kind in (JobKind.SETUP, JobKind.JOB):
+                if not await self._admit_all(kind, outcomes):
+                    return
+        self._pool.wake_waiting()
         backoff = await self._jobs.next_backoff()
         if backoff is not None:
             left = (backoff - self._clock.now()).total_seconds()
@@ -311,24 +370,38 @@ class Controller:
             if head.spec.memory > self._settings.max_memory:
                 await self._refuse(head)
                 continue
-            slots, memory = await self._free(kind)
-            if not admit(head.spec.memory, slots, memory):
-                return slots <= 0
+            image, (slots, memory) = await asyncio.gather(
+                self._image_to_park(head), self._free(kind)
+            )
             container = await self._engine.inspect(head.container_name) if head.attempt else None
+            member = self._pool.find(image, head.spec) if image else None
+            given_back = member.entry.memory if member else 0
+            if not admit(head.spec.memory, slots, memory + given_back):
+                if slots > 0 and await self._pool.make_room(head.spec.memory - memory):
+                    continue
+                self._pool.awaited = head.spec.memory if slots > 0 else 0
+                return slots <= 0
             facts = facts_of(head, Life(head.attempt), self._patience, self._clock.monotonic())
             action = decide(facts, container, self._clock.now(), admitted=True)
             if action.verb is not Verb.LAUNCH:
                 self._queue.add(job_key(head.id))
                 return False
-            if await self._admit(head):
+            if await self._admit(head, await self._pool.take(member, head) if member else None):
                 outcomes.append(Look(head, Life(head.attempt), None, action).outcome())
         return True
+
+    async def _image_to_park(self, head: Job) -> str | None:
+        """The id of the image that a parked container has to have for this job."""
+        fits = head.kind is JobKind.JOB and self._pool.could_fit(network=head.spec.network)
+        return await self._steps.needs.image_id(head) if fits else None
 
     async def _free(self, kind: JobKind) -> tuple[int, int]:
         """Slots for jobs of this kind, and bytes of memory, that are not taken."""
         slots = self._settings.max_jobs if kind is JobKind.JOB else self._settings.max_setups
-        taken, everything = await self._jobs.active(kind), await self._jobs.active()
-        return slots - len(taken), self._settings.max_memory - sum(everything.values())
+        held = await self._jobs.held()
+        taken = sum(of is kind for of, _ in held)
+        promised = sum(memory for _, memory in held) + self._pool.promised
+        return slots - taken, self._settings.max_memory - promised
 
     async def _refuse(self, head: Job) -> None:
         """Nothing behind a job that can never start would start either."""
@@ -348,11 +421,27 @@ class Controller:
         if head.environment is not None:
             self._queue.add(environment_key(head.environment))
 
-    async def _admit(self, head: Job) -> bool:
+    async def _admit(self, head: Job, parked: Parked | None) -> bool:
         # Before the commit: from then on another worker may look at the job.
-        life, now = Life(head.attempt + 1, untouched=True), self._clock.now()
-        self._lives[head.id] = life
-        moved = await self._jobs.move(
+        life = Life(head.attempt + 1, untouched=parked is None, taking=parked is not None)
+        self._lives[head.id], now = life, self._clock.now()
+        commit = self._commit_starting(head, now, parked)
+        if parked is None:
+            moved = await commit
+            self._queue.add(job_key(head.id))
+        else:
+            moved = await self._steps.take(
+                replace(head, attempt=life.attempt), life, parked, commit
+            )
+        if moved is not None:
+            self._tallies.admitted(head, now)
+            self._pool.tally(head)
+        elif self._lives.get(head.id) is life:
+            self._forget(head.id)
+        return moved is not None
+
+    async def _commit_starting(self, head: Job, now: datetime, parked: Parked | None) -> Job | None:
+        return await self._jobs.move(
             head.id,
             Expect(Status.QUEUED, head.attempt),
             Status.STARTING,
@@ -360,8 +449,8 @@ class Controller:
             attempt=head.attempt + 1,
             starting_at=now,
             not_before=None,
-            sent_at=None,
-            container_id=None,
+            sent_at=now if parked else None,
+            container_id=parked.container if parked else None,
             kills=[],
             oom=False,
             engine_restarted_at=None,
@@ -369,12 +458,6 @@ class Controller:
             stop_at=None,
             stop_by=None,
         )
-        if moved is not None:
-            self._tallies.admitted(head, now)
-        elif self._lives.get(head.id) is life:
-            self._forget(head.id)
-        self._queue.add(job_key(head.id))
-        return moved is not None
 
     # containers without a job
 

@@ -5,8 +5,9 @@ import contextlib
 from collections.abc import Callable
 
 from ciworker.control.controller import Controller
-from ciworker.control.keys import DISPATCH, job_key
+from ciworker.control.keys import DISPATCH, job_key, pool_key
 from ciworker.control.parts import Parts
+from ciworker.control.pool import PoolController
 from ciworker.errors import CiworkerError, Conflict
 from ciworker.telemetry import logger
 
@@ -17,15 +18,22 @@ TIDY = 10.0  # seconds for the containers of the last jobs to be removed; the ne
 class Drain:
     """Whether the worker drains; it is asked to, and to leave it, any number of times."""
 
-    def __init__(self, parts: Parts, controller: Controller, stop: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        parts: Parts,
+        controller: Controller,
+        pool: PoolController,
+        stop: Callable[[], None],
+    ) -> None:
         """Take the parts.
 
         Args:
             parts: of the worker.
             controller: it starts no job while the worker drains.
+            pool: it has no members meanwhile.
             stop: ends the worker; called once.
         """
-        self._controller, self._stop = controller, stop
+        self._controller, self._pool, self._stop = controller, pool, stop
         self._queue, self._jobs, self._engine = parts.queue, parts.jobs, parts.engine
         self._changed = parts.feed.jobs_changed
         self._wanted = asyncio.Event()
@@ -39,6 +47,7 @@ class Drain:
     def begin(self) -> None:
         """Start nothing more; a second call changes nothing."""
         self._controller.accepting = False
+        self._pool.set_draining(True)
         self._wanted.set()
 
     def undo(self) -> None:
@@ -52,6 +61,7 @@ class Drain:
         self._wanted.clear()
         self._undone += 1
         self._controller.accepting = True
+        self._pool.set_draining(False)
         self._queue.add(DISPATCH)
 
     async def run(self) -> None:
@@ -80,5 +90,6 @@ class Drain:
     async def _tidy(self) -> None:
         """The last jobs have their verdicts; see that their containers are gone too."""
         async with asyncio.timeout(TIDY):
-            jobs = {container.job for container in await self._engine.list()}
-            await asyncio.gather(*(self._queue.join(job_key(job)) for job in jobs))
+            containers = await self._engine.list()
+            keys = {job_key(c.job) if c.job else pool_key(c.name) for c in containers}
+            await asyncio.gather(*map(self._queue.join, keys))

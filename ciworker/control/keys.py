@@ -8,6 +8,7 @@ class Kind(StrEnum):
     JOB = "job"
     STRAY = "stray"  # a container of ours that its job does not own up to
     ENVIRONMENT = "environment"
+    POOL = "pool"  # a member of the pool, by name
     DISPATCH = "dispatch"
 
 
@@ -29,3 +30,7 @@ def stray_key(container: str) -> Key:
 
 def environment_key(key: str) -> Key:
     return Key(Kind.ENVIRONMENT, key)
+
+
+def pool_key(member: str) -> Key:
+    return Key(Kind.POOL, member)

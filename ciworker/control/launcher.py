@@ -1,20 +1,27 @@
-"""Starts containers: what is wanted of one, and the sending of its archive."""
+"""Starts containers: what is wanted of one, and the sending of a job's archive."""
 
-from collections.abc import Iterator, Mapping
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
+from hashlib import sha256
 from pathlib import Path
+from typing import TypedDict
 
 from ciworker.domain.container import (
+    KIND_POOL,
     LABEL_ATTEMPT,
     LABEL_INSTANCE,
     LABEL_JOB,
     LABEL_KIND,
+    LABEL_POOL,
+    LABEL_SPEC,
 )
 from ciworker.domain.job import Job, Kind
 from ciworker.domain.mark import start_mark
 from ciworker.engine.port import Attachment, ContainerSpec, Image
 from ciworker.errors import EngineUnavailable
-from ciworker.settings import Settings
+from ciworker.settings import Parking, Settings
 from ciworker.source.archive import SpoolCorrupt
 from ciworker.source.shim import (
     CONTAINER_COMMAND,
@@ -30,6 +37,18 @@ ENGINE_LOG_FACTOR = 8
 ENGINE_LOG_EXTRA = 64 * 2**20
 
 
+class _Common(TypedDict):
+    """What is wanted of every container."""
+
+    image: str
+    command: Sequence[str]
+    pids: int
+    workspace_size: int
+    log_max_size: int
+    mounts: Sequence[str]
+    volumes: Sequence[str]
+
+
 def engine_log_size(settings: Settings) -> int:
     """`max-size` of the engine's own log: so large that it only bounds the disk."""
     return ENGINE_LOG_FACTOR * settings.log_limit + ENGINE_LOG_EXTRA
@@ -39,8 +58,6 @@ def container_spec(job: Job, settings: Settings, instance: str, image: Image) ->
     """What is wanted of this attempt's container."""
     return ContainerSpec(
         name=job.container_name,
-        image=image.id,
-        command=CONTAINER_COMMAND,
         labels={
             LABEL_INSTANCE: instance,
             LABEL_KIND: job.kind.value,
@@ -49,14 +66,49 @@ def container_spec(job: Job, settings: Settings, instance: str, image: Image) ->
         },
         memory=job.spec.memory,
         cpus=job.spec.cpus,
-        pids=settings.job_pids,
         network=job.spec.network,
-        workspace_size=settings.workspace_size,
-        log_max_size=engine_log_size(settings),
-        mounts=settings.job_mounts,
-        volumes=image.volumes,
         installs=job.kind is Kind.SETUP,
+        **_common(settings, image),
     )
+
+
+def member_spec(
+    entry: Parking, name: str, settings: Settings, instance: str, image: Image
+) -> ContainerSpec:
+    """What is wanted of a member of the pool: what is wanted of a job's, but for the job."""
+    spec = ContainerSpec(
+        name=name,
+        labels={},
+        memory=entry.memory,
+        cpus=entry.cpus,
+        network=entry.network,
+        **_common(settings, image),
+    )
+    labels = {
+        LABEL_INSTANCE: instance,
+        LABEL_KIND: KIND_POOL,
+        LABEL_POOL: entry.name,
+        LABEL_SPEC: _hash_of(spec),
+    }
+    return replace(spec, labels=labels)
+
+
+def _common(settings: Settings, image: Image) -> _Common:
+    return {
+        "image": image.id,
+        "command": CONTAINER_COMMAND,
+        "pids": settings.job_pids,
+        "workspace_size": settings.workspace_size,
+        "log_max_size": engine_log_size(settings),
+        "mounts": settings.job_mounts,
+        "volumes": image.volumes,
+    }
+
+
+def _hash_of(spec: ContainerSpec) -> str:
+    """Of everything but name and labels."""
+    wanted = {name: value for name, value in asdict(spec).items() if name not in ("name", "labels")}
+    return sha256(json.dumps(wanted, sort_keys=True).encode()).hexdigest()
 
 
 class Sender:

@@ -21,7 +21,9 @@ class Life:
     untouched: this process admitted the attempt and has not yet tried to create its container.
     unseen: the engine restarted before this process saw it. terminated: TERM was sent in this life
     of the process. ours: we sent KILL. kills, oom: told by events, to be noted before the next
-    decision. heard: actions of this attempt's container that events told of.
+    decision. heard: actions of this attempt's container that events told of. taking: a parked
+    container is being taken, and looks wait; missed: one did. unsent: whatever is committed,
+    nothing was sent to the container that was taken.
     """
 
     attempt: int
@@ -36,6 +38,9 @@ class Life:
     deadline: float | None = None
     kill_at: float | None = None
     untouched: bool = False
+    taking: bool = False
+    missed: bool = False
+    unsent: bool = False
     unseen: bool = False
     terminated: bool = False
     ours: bool = False
@@ -72,9 +77,11 @@ def arm(
 
     Within a life of the process they are monotonic. After a restart what is left is what the
     wall clock says, bounded by nothing and the whole: so no step of the clock can hurt more.
+    A container that was parked was started long before it was sent to.
     """
     started = container.started_at if container is not None and container.state.up else None
     if job.status is Status.STARTING and life.transfer_deadline is None and started is not None:
+        started = max(started, job.sent_at or started)
         left = patience.transfer_timeout - (now - started).total_seconds()
         life.transfer_deadline = monotonic + _bounded(left, patience.transfer_timeout)
     if job.status is Status.RUNNING and life.deadline is None and job.deadline_at is not None:

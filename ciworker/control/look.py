@@ -1,5 +1,6 @@
 """One look at one job, and what came of it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -94,3 +95,13 @@ class Look:
         since = self.container.changed_at if self.container else None
         heard = bool(self.life.heard & {"die", "destroy"}) or self._is_no_events_business
         return Outcome(self.action.bucket, name, self.job.id, since, heard)
+
+
+def buckets_of(found: Sequence[Sequence[Outcome]]) -> dict[Bucket, list[str]]:
+    """Each name in the bucket of every step done to it; unchanged only if nothing was."""
+    buckets: dict[Bucket, set[str]] = {bucket: set() for bucket in Bucket}
+    for outcomes in found:
+        changes = [o for o in outcomes if o.bucket is not Bucket.UNCHANGED]
+        for outcome in changes or outcomes[:1]:
+            buckets[outcome.bucket].add(outcome.name)
+    return {bucket: sorted(names) for bucket, names in buckets.items()}

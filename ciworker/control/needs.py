@@ -134,6 +134,14 @@ class Needs:
             )
         return image
 
+    async def image_id(self, job: Job) -> str | None:
+        """The id of the image that the job would start from; None where it is not there."""
+        if job.environment is not None:
+            environment = await self._environment(job)
+            return environment.layer if environment else None
+        image = await self._engine.image(job.spec.image)
+        return image.id if image else None
+
     async def failure(self, job: Job) -> tuple[str, int | None]:
         """What a failed setup means for a job that waited for it: a sentence, its exit code."""
         environment = await self._environment(job)

@@ -12,9 +12,18 @@ from datetime import datetime, timedelta
 
 from ciworker.control.controller import Controller
 from ciworker.control.environments import EnvironmentController
-from ciworker.control.keys import DISPATCH, Key, Kind, environment_key, job_key, stray_key
-from ciworker.control.look import Outcome
+from ciworker.control.keys import (
+    DISPATCH,
+    Key,
+    Kind,
+    environment_key,
+    job_key,
+    pool_key,
+    stray_key,
+)
+from ciworker.control.look import Outcome, buckets_of
 from ciworker.control.parts import Parts
+from ciworker.control.pool import PoolController
 from ciworker.domain.decide import Bucket
 from ciworker.errors import CiworkerError, EngineUnavailable
 from ciworker.telemetry import logger
@@ -40,6 +49,7 @@ class Resync:
         parts: Parts,
         controller: Controller,
         environments: EnvironmentController,
+        pool: PoolController,
         on_missed: Callable[[], None],
     ) -> None:
         """Take the parts.
@@ -48,9 +58,10 @@ class Resync:
             parts: of the worker.
             controller: works the keys of jobs off.
             environments: likewise of environments.
+            pool: likewise of its members.
             on_missed: the engine did not tell of what happened, or does not answer any more.
         """
-        self._on_missed = on_missed
+        self._on_missed, self._pool = on_missed, pool
         self._clock, self._engine, self._jobs = parts.clock, parts.engine, parts.jobs
         self._queue, self._controller, self._environments = parts.queue, controller, environments
         self._interval = parts.settings.resync_interval
@@ -129,7 +140,7 @@ class Resync:
         if self._controller.passed_over(began - UNDER_WAY) or missed:
             self._on_missed()
         self._looked_at = began_at
-        report = Report(_buckets(found), len(repairs), self._clock.monotonic() - began)
+        report = Report(buckets_of(found), len(repairs), self._clock.monotonic() - began)
         _log(report)
         return report
 
@@ -139,7 +150,8 @@ class Resync:
         What is absent now was there at the last resync: that is all that is known of when it went.
         """
         at = change.since or self._looked_at
-        return kind is Kind.JOB and at is not None and self._controller.would_be_told(at)
+        told_of = kind in (Kind.JOB, Kind.POOL)
+        return told_of and at is not None and self._controller.would_be_told(at)
 
     async def _doubt_engine(self) -> None:
         try:
@@ -149,10 +161,11 @@ class Resync:
 
     async def _keys(self) -> list[Key]:
         containers = await self._engine.list()
-        attempts = await self._jobs.attempts({container.job for container in containers})
+        owned = [container for container in containers if not container.parked]
+        attempts = await self._jobs.attempts({container.job for container in owned})
         live = [*await self._jobs.active(), *await self._jobs.cancelled_while_queued()]
         live += await self._jobs.waiting(for_builds=self._looked_at is None)
-        strays = [c.id for c in containers if attempts.get(c.job) != c.attempt]
+        strays = [c.id for c in owned if attempts.get(c.job) != c.attempt]
         jobs = dict.fromkeys([*live, *attempts])
         environments = await self._environments.keys()
         await self._environments.make_room()
@@ -160,6 +173,7 @@ class Resync:
             *map(job_key, jobs),
             *map(environment_key, environments),
             *map(stray_key, strays),
+            *map(pool_key, self._pool.keys(containers)),
             DISPATCH,
         ]
 
@@ -176,16 +190,6 @@ class Resync:
 def _first_change(outcomes: Sequence[Outcome]) -> Outcome | None:
     """What a look found; the steps after it follow from it."""
     return next((o for o in outcomes if o.bucket is not Bucket.UNCHANGED), None)
-
-
-def _buckets(found: Sequence[Sequence[Outcome]]) -> dict[Bucket, list[str]]:
-    """Each name in the bucket of every step done to it; unchanged only if nothing was."""
-    buckets: dict[Bucket, set[str]] = {bucket: set() for bucket in Bucket}
-    for outcomes in found:
-        changes = [o for o in outcomes if o.bucket is not Bucket.UNCHANGED]
-        for outcome in changes or outcomes[:1]:
-            buckets[outcome.bucket].add(outcome.name)
-    return {bucket: sorted(names) for bucket, names in buckets.items()}
 
 
 def _log(report: Report) -> None:

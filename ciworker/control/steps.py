@@ -5,8 +5,9 @@ task of the job will bring its key back.
 """
 
 import asyncio
+import contextlib
 import signal
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from datetime import timedelta
 
 from ciworker.control.keys import DISPATCH, environment_key, job_key
@@ -16,6 +17,7 @@ from ciworker.control.logpump import END_OF_STREAM_WAIT, LogLimits, LogPump
 from ciworker.control.look import Look
 from ciworker.control.needs import Needs
 from ciworker.control.parts import Parts
+from ciworker.control.pool import Parked
 from ciworker.control.pulls import Pulls
 from ciworker.domain.decide import Verb
 from ciworker.domain.environment import SHOWN
@@ -34,6 +36,7 @@ from ciworker.errors import (
     TryAgain,
 )
 from ciworker.source.archive import SpoolCorrupt
+from ciworker.store.logs import LogEnd
 from ciworker.telemetry import logger
 
 REQUEUE_FIRST = 0.2
@@ -163,11 +166,72 @@ class Steps:
         except TryAgain:
             await self._let_go(life)  # if it did start, it ends by itself: nothing was sent
             raise
+        self._start_sender(job, life, attachment)
+        return False
+
+    def _start_sender(self, job: Job, life: Life, attachment: Attachment) -> None:
         life.transfer_deadline = self._clock.monotonic() + self._settings.transfer_timeout
         life.sender = self._supervisor.spawn(
             self._send(job, life, attachment), name=f"send {job.id}"
         )
-        return False
+
+    async def take(
+        self, job: Job, life: Life, parked: Parked, commit: Coroutine[None, None, Job | None]
+    ) -> Job | None:
+        """Have a parked container run the job: with both the commit and its new name, and only
+        then, the archive goes out on the attachment that is open already.
+
+        Args:
+            job: with the attempt that begins; queued.
+            life: of that attempt; `taking`, so that no look comes between.
+            parked: taken from the pool.
+            commit: makes the job `starting`, and stores the container's id and `sent_at`. The job
+                that came of it is returned.
+
+        Raises:
+            StoreUnavailable: it is not known whether that is committed; nothing was sent.
+        """
+        committed, renamed, end = await asyncio.gather(
+            commit,
+            self._engine.rename(parked.container, job.container_name),
+            self._logs.end(job.id),
+            return_exceptions=True,
+        )
+        life.taking = False
+        if (
+            isinstance(committed, Job)
+            and not committed.cancel_asked
+            and renamed is None
+            and isinstance(end, LogEnd)
+        ):
+            self._run_taken(committed, life, parked, end)
+            return committed
+        life.unsent = True
+        await self._abandon(parked, keep=committed is not None)
+        self._queue.add(job_key(job.id))
+        if isinstance(committed, BaseException):
+            self._forget(job.id)
+            raise committed
+        for error in (renamed, end):
+            if isinstance(error, CiworkerError):
+                logger().warning("a parked container could not be taken", error=str(error))
+            elif isinstance(error, BaseException):
+                raise error
+        return committed
+
+    def _run_taken(self, job: Job, life: Life, parked: Parked, end: LogEnd) -> None:
+        pump = self._made_pump(job, parked.container, end)
+        self._run_pump(job, life, pump, parked.attachment)
+        self._start_sender(job, life, parked.attachment)
+        delay = 0.0 if life.missed else self._settings.transfer_timeout
+        self._queue.add_after(job_key(job.id), delay)
+
+    async def _abandon(self, parked: Parked, *, keep: bool) -> None:
+        """It was sent nothing and ends by itself. keep: it may be known to the store."""
+        await parked.attachment.close()
+        if not keep:
+            with contextlib.suppress(CiworkerError):  # else the resync finds it
+                await self._engine.remove(parked.container)
 
     async def _begin(self, job: Job, container: str) -> None:
         """Start it, and meanwhile commit that it is sent to: before anything is."""
@@ -211,13 +275,16 @@ class Steps:
         return life.pump
 
     async def _new_pump(self, job: Job, container: str) -> LogPump:
+        return self._made_pump(job, container, await self._logs.end(job.id))
+
+    def _made_pump(self, job: Job, container: str, end: LogEnd) -> LogPump:
         return LogPump(
             job,
             container,
             engine=self._engine,
             writer=self._writer,
             topic=self._feed.topic(job.id),
-            end=await self._logs.end(job.id),
+            end=end,
             limits=self._log_limits,
             on_progress=self._again(job),
         )

@@ -1,5 +1,7 @@
 """A container: a frozen snapshot of what the engine said when it was asked."""
 
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -8,8 +10,13 @@ LABEL_INSTANCE = "ciworker.instance"
 LABEL_KIND = "ciworker.kind"
 LABEL_JOB = "ciworker.job"
 LABEL_ATTEMPT = "ciworker.attempt"
+LABEL_POOL = "ciworker.pool"  # of a pool's member: the entry that wants it
+LABEL_SPEC = "ciworker.spec"  # likewise: a hash of everything that was wanted of it
 LABEL_ENVIRONMENT = "ciworker.environment"  # of an image: the key of what it holds
 LABEL_BUILD = "ciworker.build"  # of an image: the setup job that made it
+KIND_POOL = "pool"  # the kind of a container that was parked, and stays it when a job takes it
+
+_NAME_OF_A_JOB = re.compile(r"ci-([0-9a-z]{26})-([0-9]+)", re.ASCII)
 
 
 class State(StrEnum):
@@ -36,8 +43,9 @@ class State(StrEnum):
 class Container:
     """One container with our label.
 
-    `job` and `attempt` come from its labels; `changed_at` is when it entered its state, by
-    the engine's clock.
+    `job` and `attempt` are `owner_of` it; `changed_at` is when it entered its state, by the
+    engine's clock. instance, kind, spec: its labels. memory in bytes and cpus in cores are its
+    limits, where the container itself was looked at.
     """
 
     id: str
@@ -51,3 +59,30 @@ class Container:
     started_at: datetime | None = None
     finished_at: datetime | None = None
     error: str = ""
+    instance: str = ""
+    kind: str = ""
+    spec: str = ""
+    memory: int | None = None
+    cpus: float | None = None
+
+    @property
+    def parked(self) -> bool:
+        """A member of the pool that no job has taken."""
+        return self.kind == KIND_POOL and not self.job
+
+
+def owner_of(labels: Mapping[str, str], name: str) -> tuple[str, int]:
+    """The job and the attempt that a container belongs to; `("", 0)` for none.
+
+    Labels say so; but those of a pool's member are fixed before a job takes it, and then its name
+    does.
+    """
+    if labels.get(LABEL_KIND) != KIND_POOL:
+        return labels.get(LABEL_JOB, ""), number(labels.get(LABEL_ATTEMPT))
+    taken = _NAME_OF_A_JOB.fullmatch(name)
+    return (taken[1].upper(), int(taken[2])) if taken else ("", 0)
+
+
+def number(text: str | None) -> int:
+    """A label that we wrote; anything else counts as attempt 0, which no job has."""
+    return int(text) if text and text.isdigit() else 0

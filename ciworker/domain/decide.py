@@ -37,10 +37,11 @@ class Verb(StrEnum):
 
 
 class Bucket(StrEnum):
-    """What a resync reports about a job."""
+    """What a resync reports about a job, an environment or a member of the pool."""
 
     UNCHANGED = "unchanged"
     CREATED = "created"
+    RECREATED = "recreated"  # of the pool's members alone
     STARTED = "started"
     ADOPTED = "adopted"
     REQUEUED = "requeued"

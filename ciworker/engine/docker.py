@@ -12,6 +12,7 @@ import json
 import os
 import re
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
@@ -22,12 +23,14 @@ from aiodocker.stream import Stream as DockerStream
 from yarl import URL
 
 from ciworker.domain.container import (
-    LABEL_ATTEMPT,
+    KIND_POOL,
     LABEL_INSTANCE,
-    LABEL_JOB,
     LABEL_KIND,
+    LABEL_SPEC,
     Container,
     State,
+    number,
+    owner_of,
 )
 from ciworker.domain.log import LogFrame, Stream
 from ciworker.engine.output import FrameParser
@@ -40,7 +43,7 @@ from ciworker.engine.port import (
     Image,
     event_time,
 )
-from ciworker.engine.sandbox import container_config
+from ciworker.engine.sandbox import container_config, limits_config
 from ciworker.errors import (
     ContainerMissing,
     EngineFailed,
@@ -231,6 +234,22 @@ class DockerEngine:
         await self._done(f"containers/{container}/start", "POST")
 
     @_measured
+    async def rename(self, container: str, name: str) -> None:
+        try:
+            await self._done(f"containers/{container}/rename", "POST", {"name": name})
+        except _Conflict as error:
+            raise NameTaken(str(error)) from error
+
+    @_measured
+    async def update(self, container: str, memory: int, cpus: float) -> None:
+        try:
+            await self._json(
+                f"containers/{container}/update", "POST", data=limits_config(memory, cpus)
+            )
+        except EngineFailed as error:  # how it tells of limits that the kernel does not take
+            raise EngineRefused(str(error)) from error
+
+    @_measured
     async def signal(self, container: str, signum: int) -> None:
         with contextlib.suppress(ContainerMissing):  # or 409: it is not running
             await self._done(f"containers/{container}/kill", "POST", {"signal": str(signum)})
@@ -413,6 +432,14 @@ class DockerAttachment:
     def __init__(self, stream: DockerStream) -> None:
         self._stream = stream
 
+    @property
+    def open(self) -> bool:
+        response = self._stream._resp
+        if self._stream._closed or response is None or response.connection is None:
+            return False
+        transport = response.connection.transport
+        return transport is not None and not transport.is_closing()
+
     async def write(self, data: bytes) -> None:
         try:
             await self._stream.write_in(data)
@@ -491,49 +518,55 @@ def _instant(text: str) -> datetime | None:
 
 
 def _container(answer: Mapping[str, Any]) -> Container:
-    state, labels = answer["State"], answer["Config"]["Labels"] or {}
+    state, limits = answer["State"], answer["HostConfig"]
+    labels, name = answer["Config"]["Labels"] or {}, answer["Name"].removeprefix("/")
     started, finished = _instant(state["StartedAt"]), _instant(state["FinishedAt"])
     status = State(state["Status"])
     changed = finished if status.down else started if status.up else _instant(answer["Created"])
-    return Container(
-        id=answer["Id"],
-        name=answer["Name"].removeprefix("/"),
-        state=status,
-        job=labels.get(LABEL_JOB, ""),
-        attempt=_number(labels.get(LABEL_ATTEMPT)),
+    return replace(
+        _labelled(answer["Id"], name, status, labels),
         exit_code=state["ExitCode"] if status.down else None,
         oom_killed=bool(state["OOMKilled"]),
         changed_at=changed,
         started_at=started,
         finished_at=finished,
         error=state.get("Error") or "",
+        memory=limits["Memory"],
+        cpus=limits["NanoCpus"] / 1e9,
     )
 
 
 def _listed(item: Mapping[str, Any]) -> Container:
-    labels = item["Labels"] or {}
+    name = item["Names"][0].removeprefix("/") if item["Names"] else item["Id"]
+    return _labelled(item["Id"], name, State(item["State"]), item["Labels"] or {})
+
+
+def _labelled(container: str, name: str, state: State, labels: Mapping[str, str]) -> Container:
+    """What is known of it without a look at itself."""
+    job, attempt = owner_of(labels, name)
     return Container(
-        id=item["Id"],
-        name=item["Names"][0].removeprefix("/") if item["Names"] else item["Id"],
-        state=State(item["State"]),
-        job=labels.get(LABEL_JOB, ""),
-        attempt=_number(labels.get(LABEL_ATTEMPT)),
+        id=container,
+        name=name,
+        state=state,
+        job=job,
+        attempt=attempt,
+        instance=labels.get(LABEL_INSTANCE, ""),
+        kind=labels.get(LABEL_KIND, ""),
+        spec=labels.get(LABEL_SPEC, ""),
     )
 
 
 def _event(line: Mapping[str, Any]) -> Event:
     actor = line["Actor"]
-    labels = actor.get("Attributes") or {}
+    told = actor.get("Attributes") or {}  # its labels, and more: the name, a signal
+    name = told.get("name", "")
+    job, attempt = owner_of(told, name)
     return Event(
         action=line["Action"],
         container=actor["ID"],
-        job=labels.get(LABEL_JOB, ""),
-        attempt=_number(labels.get(LABEL_ATTEMPT)),
+        job=job,
+        attempt=attempt,
         at=int(line["timeNano"]),
-        signal=_number(labels["signal"]) if "signal" in labels else None,
+        signal=number(told["signal"]) if "signal" in told else None,
+        member=name if told.get(LABEL_KIND) == KIND_POOL and not job else "",
     )
-
-
-def _number(text: str | None) -> int:
-    """A label that we wrote; anything else counts as attempt 0, which no job has."""
-    return int(text) if text and text.isdigit() else 0

@@ -62,7 +62,8 @@ class Image:
 class Event:
     """One line of the engine's event stream, about a container of ours.
 
-    at: nanoseconds since the epoch, the engine's clock. signal: of a `kill`.
+    at: nanoseconds since the epoch, the engine's clock. signal: of a `kill`. member: the name of
+    a pool's member that no job has taken.
     """
 
     action: str
@@ -71,6 +72,7 @@ class Event:
     attempt: int
     at: int
     signal: int | None = None
+    member: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +89,10 @@ class Attachment(Protocol):
 
     A reader that stalls blocks the container's control: whoever holds one reads it or closes it.
     """
+
+    @property
+    def open(self) -> bool:
+        """False once it was closed, or its end is known here."""
 
     async def write(self, data: bytes) -> None:
         """Write to stdin; returns when the connection can take more."""
@@ -161,6 +167,16 @@ class Engine(Protocol):
 
     async def start(self, container: str) -> None:
         """Raises EngineRefused where its command cannot be started, ContainerMissing."""
+
+    async def rename(self, container: str, name: str) -> None:
+        """Raises NameTaken, ContainerMissing."""
+
+    async def update(self, container: str, memory: int, cpus: float) -> None:
+        """Other limits, in bytes and cores, from now on.
+
+        Raises:
+            EngineRefused: the engine or the kernel takes none of this; ContainerMissing.
+        """
 
     async def signal(self, container: str, signum: int) -> None:
         """To the container's init; does nothing if the container is not up."""

@@ -41,6 +41,15 @@ def container_config(spec: ContainerSpec) -> dict[str, object]:
     }
 
 
+def limits_config(memory: int, cpus: float) -> dict[str, int]:
+    """What can be changed while a container runs. memory in bytes, cpus in cores."""
+    return {
+        "Memory": memory,
+        "MemorySwap": memory,  # equal: no swap
+        "NanoCpus": int(cpus * 1e9),
+    }
+
+
 def _host_config(spec: ContainerSpec) -> dict[str, object]:
     return {
         "NetworkMode": "bridge" if spec.network else "none",
@@ -51,9 +60,7 @@ def _host_config(spec: ContainerSpec) -> dict[str, object]:
         "SecurityOpt": ["no-new-privileges"],
         "Privileged": False,
         "PidsLimit": spec.pids,
-        "Memory": spec.memory,
-        "MemorySwap": spec.memory,  # equal: no swap
-        "NanoCpus": int(spec.cpus * 1e9),
+        **limits_config(spec.memory, spec.cpus),
         "ShmSize": SHM_SIZE,
         "Tmpfs": _tmpfs(spec),
         "Binds": list(spec.mounts),

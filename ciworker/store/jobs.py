@@ -4,7 +4,7 @@ Every change of a status is one transaction that checks what the caller believed
 the row, and writes its line of history; callers that lost a race get None and look again.
 """
 
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from typing import Any, TypeVar
@@ -52,6 +52,7 @@ _NOT_ENDED = col(JobRow.status).in_(
     [literal_column(f"'{status}'") for status in (Status.QUEUED, *ACTIVE)]
 )
 
+_ACTIVE = col(JobRow.status).in_([status.value for status in ACTIVE])
 _SUBMITTED = col(JobRow.kind) == Kind.JOB.value
 
 _Changed = TypeVar("_Changed", Job, Job | None)
@@ -228,14 +229,14 @@ class Jobs:
         )
         return await self._database.first(query)
 
-    async def active(self, kind: Kind | None = None) -> Mapping[str, int]:
-        """Ids of the jobs that hold a slot, with the memory each may use; of one kind or of all."""
-        query = select(JobRow.id, JobRow.memory).where(
-            col(JobRow.status).in_([status.value for status in ACTIVE])
-        )
-        if kind is not None:
-            query = query.where(col(JobRow.kind) == kind.value)
-        return dict(await self._database.rows(query))
+    async def active(self) -> Mapping[str, int]:
+        """Ids of the jobs that hold a slot, with the memory each may use."""
+        return dict(await self._database.rows(select(JobRow.id, JobRow.memory).where(_ACTIVE)))
+
+    async def held(self) -> Sequence[tuple[Kind, int]]:
+        """Of each job that holds a slot: its kind, and the memory that it may use."""
+        rows = await self._database.rows(select(JobRow.kind, JobRow.memory).where(_ACTIVE))
+        return [(Kind(kind), memory) for kind, memory in rows]
 
     async def waiting(self, *, for_builds: bool = True) -> list[str]:
         """Queued jobs whose environment is not ready, or not known yet; oldest first.

@@ -11,6 +11,8 @@ from ciworker.store.session import Database
 
 _INSTANCE = "instance"
 _LAST_EVENT = "last_event"
+_POOL = "pool"
+_DOWN = "down"
 
 
 async def instance_id(database: Database, wanted: str | None) -> str:
@@ -54,3 +56,22 @@ class LastEvent:
                 await session.merge(MetaRow(key=_LAST_EVENT, value=event))
 
         await self._database.write(work, durable=False)
+
+
+class PoolIntent:
+    """Whether the operator wants the pool down; up, where nothing was said."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def is_down(self) -> bool:
+        query = select(MetaRow.value).where(col(MetaRow.key) == _POOL)
+        return await self._database.first(query) == _DOWN
+
+    async def put(self, *, down: bool) -> None:
+        """Raises StoreUnavailable: nothing was changed."""
+
+        async def work(session: AsyncSession) -> None:
+            await session.merge(MetaRow(key=_POOL, value=_DOWN if down else "up"))
+
+        await self._database.write(work)

@@ -18,7 +18,7 @@ from ciworker.store.jobs import Jobs
 from ciworker.store.logs import LogReader
 from ciworker.store.sessions import Sessions
 from ciworker.store.tokens import Tokens
-from ciworker.web.models import ResyncReport
+from ciworker.web.models import PoolChange, PoolReport, ResyncReport
 from ciworker.web.sessions import Codes
 from ciworker.web.watchers import Watchers
 
@@ -40,6 +40,22 @@ class Drain(Protocol):
         """
 
 
+class Pool(Protocol):
+    """The containers that are kept parked."""
+
+    async def status(self) -> PoolReport: ...
+
+    async def turn(self, *, down: bool) -> PoolChange:
+        """Have all members or none, from now on, also after a restart.
+
+        Raises:
+            StoreUnavailable: nothing is changed. EngineUnavailable: it is not done yet.
+        """
+
+    def counts(self) -> Mapping[tuple[str, str], int]:
+        """How many members there are, and are wanted, by entry and state."""
+
+
 @dataclass(frozen=True, slots=True)
 class Context:
     """The store's sides, the feed, and the calls that the control room hands out.
@@ -52,6 +68,7 @@ class Context:
     connected: whether the engine's events are read. work_queue: how many keys wait there.
     disks: those that can fill, by name.
     started_at: when this process did. drain: how it is told to wait for its jobs, then stop.
+    pool: the containers that are kept parked.
     closing: fires when the worker goes down and streams have to end.
     access_ended: fires when a token or a session does before its time.
     """
@@ -78,6 +95,7 @@ class Context:
     disks: Callable[[], Awaitable[Mapping[str, Disk]]]
     started_at: datetime
     drain: Drain
+    pool: Pool
     watchers: Watchers = field(default_factory=Watchers)
     codes: Codes = field(default_factory=Codes)
     closing: Signal = field(default_factory=Signal)

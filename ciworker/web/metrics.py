@@ -36,6 +36,8 @@ async def _refresh(context: Context) -> None:
     state.work_queue.set(context.work_queue())
     state.connected.set(context.connected())
     state.tasks.set(len(asyncio.all_tasks()))
+    for (entry, member_state), count in context.pool.counts().items():
+        state.pool.labels(entry, member_state).set(count)
     for name, disk in (await context.disks()).items():
         state.disk_free.labels(name).set(disk.free)
         state.disk_size.labels(name).set(disk.size)

@@ -218,6 +218,7 @@ class ResyncReport(Model):
 
     unchanged: list[str]
     created: list[str]
+    recreated: list[str]
     started: list[str]
     adopted: list[str]
     requeued: list[str]
@@ -228,6 +229,62 @@ class ResyncReport(Model):
     failed: list[str]
     repairs: int
     seconds: float
+
+
+class PoolEntryModel(Model):
+    """What the settings say of some members, all alike. memory: bytes of each, cpus: its cores."""
+
+    name: str
+    image: str
+    network: bool
+    memory: int
+    cpus: float
+    size: int
+
+
+class PoolMember(Model):
+    """One place of the pool, or a member that nobody wants any more.
+
+    job: that took it; then its place is filled again once that has ended. error: of the last start
+    that failed, its kind first; failures: how many in a row; retry_at: of the next try.
+    """
+
+    name: str
+    entry: str
+    state: Literal[
+        "parked",
+        "taken",
+        "starting",
+        "backing_off",
+        "no_memory",
+        "no_image",
+        "down",
+        "unwanted",
+    ]
+    container_id: str | None
+    job: str | None
+    error: str | None
+    failures: int
+    retry_at: Instant | None
+
+
+class PoolReport(Model):
+    """What is wanted of the pool, and what there is. wanted: what was last asked for."""
+
+    wanted: Literal["up", "down"]
+    entries: list[PoolEntryModel]
+    members: list[PoolMember]
+
+
+class PoolChange(Model):
+    """Names of members by what was done. failed: they are tried again, as the status says."""
+
+    unchanged: list[str]
+    created: list[str]
+    recreated: list[str]
+    started: list[str]
+    removed: list[str]
+    failed: list[str]
 
 
 class AwaitedJob(Model):

@@ -17,6 +17,7 @@ from ciworker.web import (
     logs,
     metrics,
     pages,
+    pool,
     search,
     sse,
     submit,
@@ -35,6 +36,8 @@ from ciworker.web.models import (
     LoginCodeRequest,
     LogSearch,
     NewToken,
+    PoolChange,
+    PoolReport,
     ResyncReport,
     SubmitForm,
     TokenList,
@@ -274,6 +277,25 @@ ROUTES: Sequence[Route] = (
         Role.ADMIN,
         {200: EnvironmentNames},
         refusals=(409, 503),
+    ),
+    Route(
+        hdrs.METH_GET, f"{API}/pool", pool.show_pool, Role.READ, {200: PoolReport}, refusals=(503,)
+    ),
+    Route(
+        hdrs.METH_POST,
+        f"{API}/pool/up",
+        pool.pool_up,
+        Role.ADMIN,
+        {200: PoolChange},
+        refusals=(503,),
+    ),
+    Route(
+        hdrs.METH_POST,
+        f"{API}/pool/down",
+        pool.pool_down,
+        Role.ADMIN,
+        {200: PoolChange},
+        refusals=(503,),
     ),
     Route(hdrs.METH_GET, f"{API}/tokens", tokens.list_tokens, Role.ADMIN, {200: TokenList}),
     Route(

@@ -33,6 +33,8 @@ CALLS: dict[str, tuple[type, str, Callable[..., str]]] = {
     "create": (DockerEngine, "create", lambda *_: "create"),
     "attach": (DockerEngine, "attach", lambda *_: "attach"),
     "start": (DockerEngine, "start", lambda *_: "start"),
+    "rename": (DockerEngine, "rename", lambda *_: "rename"),
+    "update": (DockerEngine, "update", lambda *_: "update"),
     "signal": (DockerEngine, "signal", lambda *_: "signal"),
     "remove": (DockerEngine, "remove", lambda *_: "remove"),
     "inspect": (DockerEngine, "inspect", lambda *_: "inspect"),
@@ -52,6 +54,10 @@ CALLS: dict[str, tuple[type, str, Callable[..., str]]] = {
 OF_ANY_JOB = (
     "spool", "submit", "queued->starting", "create", "attach", "start", "sent", "send",
     "starting->running", "lines", "inspect", "running->completed", "remove", "packed",
+)  # fmt: skip
+OF_A_TAKING = (
+    "queued->starting", "rename", "update", "send", "starting->running", "lines",
+    "running->completed", "remove",
 )  # fmt: skip
 OF_A_CANCEL = ("note", "signal", "running->cancelled")
 OF_A_SETUP = ("environment", "commit")

@@ -9,7 +9,7 @@ Kept: names and states; StdinOnce; attach before start; a reader of attach that 
 writes and, once the process is gone, every call but `list`; a log with 16 KiB frames and U+FFFD;
 a follow that loses the last line without newline; `kill`, `oom`, `die`, `start`, `destroy`
 with replay of the last 256 events; which images are kept, under which names and labels, and what
-keeps them. Not kept: limits of memory, CPUs and pids, an image's files, the read-only root and
+keeps them; limits as figures. Not kept: that limits bite, an image's files, the read-only root and
 what `installs` changes about it and its user, rotation of the log.
 
 Faults are switched on by the knobs of `FakeEngine`: `fail`, `hold`, `crash`, `boot`, `restart`,
@@ -34,12 +34,12 @@ from pathlib import Path
 from typing import NamedTuple, Self
 
 from ciworker.domain.container import (
-    LABEL_ATTEMPT,
     LABEL_INSTANCE,
-    LABEL_JOB,
     LABEL_KIND,
+    LABEL_SPEC,
     Container,
     State,
+    owner_of,
 )
 from ciworker.domain.log import FRAME, LogFrame, Stream
 from ciworker.engine.port import (
@@ -168,23 +168,30 @@ class Box:
 
     def snapshot(self) -> Container:
         changed = self.finished_at if self.state.down else self.started_at or self.created_at
-        return Container(
-            id=self.id,
-            name=self.spec.name,
-            state=self.state,
-            job=self.labels.get(LABEL_JOB, ""),
-            attempt=int(self.labels.get(LABEL_ATTEMPT, "0")),
+        return replace(
+            self.listed(),
             exit_code=self.exit_code if self.state.down else None,
             oom_killed=self.oom_killed,
             changed_at=changed,
             started_at=self.started_at,
             finished_at=self.finished_at,
             error=self.error,
+            memory=self.spec.memory,
+            cpus=self.spec.cpus,
         )
 
     def listed(self) -> Container:
-        full = self.snapshot()
-        return Container(full.id, full.name, full.state, full.job, full.attempt)
+        job, attempt = owner_of(self.labels, self.spec.name)
+        return Container(
+            id=self.id,
+            name=self.spec.name,
+            state=self.state,
+            job=job,
+            attempt=attempt,
+            instance=self.labels.get(LABEL_INSTANCE, ""),
+            kind=self.labels.get(LABEL_KIND, ""),
+            spec=self.labels.get(LABEL_SPEC, ""),
+        )
 
 
 class FakeAttachment:
@@ -199,6 +206,10 @@ class FakeAttachment:
         self._closed = False
         self._ended = False
         self._broken: EngineUnavailable | None = None
+
+    @property
+    def open(self) -> bool:
+        return not (self._closed or self._ended)
 
     async def write(self, data: bytes) -> None:
         async with self._engine.call("write", self._box.spec.name):
@@ -463,6 +474,18 @@ class FakeEngine:
             if box.launch is None:
                 box.launch = asyncio.create_task(self._launch(box), name=f"start {box.spec.name}")
             await asyncio.shield(box.launch)  # a caller that goes away does not stop the engine
+
+    async def rename(self, container: str, name: str) -> None:
+        async with self.call("rename", container):
+            box = self._box(container)
+            if self._find(name) is not None:
+                raise NameTaken(f"the name {name!r} is in use")
+            box.spec = replace(box.spec, name=name)
+
+    async def update(self, container: str, memory: int, cpus: float) -> None:
+        async with self.call("update", container):
+            box = self._box(container)
+            box.spec = replace(box.spec, memory=memory, cpus=cpus)
 
     async def signal(self, container: str, signum: int) -> None:
         async with self.call("signal", container):
@@ -730,7 +753,8 @@ class FakeEngine:
             return
         self._last_event = max(self._last_event + 1, time.time_ns())
         told = box.snapshot()
-        event = Event(action, box.id, told.job, told.attempt, self._last_event, signum)
+        member = told.name if told.parked else ""
+        event = Event(action, box.id, told.job, told.attempt, self._last_event, signum, member)
         self._replay.append((box, event))
         if not self._owned(box) or action == "create":
             return

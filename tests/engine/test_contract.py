@@ -6,18 +6,22 @@ import signal
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from ulid import ULID
 
 from ciworker.domain.container import (
+    KIND_POOL,
     LABEL_ATTEMPT,
     LABEL_BUILD,
     LABEL_ENVIRONMENT,
     LABEL_INSTANCE,
     LABEL_KIND,
+    LABEL_POOL,
+    LABEL_SPEC,
     State,
 )
 from ciworker.domain.log import FRAME, LogFrame, Stream
 from ciworker.engine.docker import DockerEngine
-from ciworker.engine.port import KIND_IMAGE, Engine, event_time
+from ciworker.engine.port import KIND_IMAGE, ContainerSpec, Engine, event_time
 from ciworker.errors import (
     ContainerMissing,
     EngineRefused,
@@ -96,7 +100,13 @@ async def test_calls_about_a_missing_container_say_so_or_do_nothing(lab: Lab) ->
     assert await lab.engine.inspect(missing) is None
     await lab.engine.remove(missing)
     await lab.engine.signal(missing, signal.SIGTERM)
-    for call in (lab.engine.start(missing), lab.engine.attach(missing), lab.log(missing)):
+    for call in (
+        lab.engine.start(missing),
+        lab.engine.attach(missing),
+        lab.engine.rename(missing, f"{missing}-too"),
+        lab.engine.update(missing, 256 * 2**20, 1),
+        lab.log(missing),
+    ):
         with pytest.raises(ContainerMissing, match=r"\w"):
             await call
 
@@ -608,6 +618,90 @@ async def test_a_follow_that_is_left_early_lets_go(lab: Lab) -> None:
     await stream.aclose()  # type: ignore[attr-defined] # both engines' are async generators
 
     assert [frame.data for frame in first] == [b"up\n"]
+
+
+# -- members of a pool -------------------------------------------------------------------------
+
+
+def member(lab: Lab, script: str) -> ContainerSpec:
+    labels = {
+        LABEL_INSTANCE: lab.instance,
+        LABEL_KIND: KIND_POOL,
+        LABEL_POOL: "tea",
+        LABEL_SPEC: "a hash",
+    }
+    return lab.script(script, name="member", labels=labels)
+
+
+def job_name() -> tuple[str, str]:
+    """An id of a job that no other test has, and the name of its second attempt's container."""
+    job = str(ULID())
+    return job, f"ci-{job.lower()}-2"
+
+
+async def test_a_renamed_container_is_found_by_its_new_name_and_id_alone(lab: Lab) -> None:
+    old, new = lab.spec().name, lab.spec(name="other").name
+    container = await lab.engine.create(lab.spec())
+    third = await lab.engine.create(lab.spec(name="third"))
+    await lab.engine.rename(container, new)
+    found = await lab.engine.inspect(new)
+    assert found is not None
+    assert (found.id, found.name) == (container, new)
+    assert await lab.engine.inspect(old) is None
+    with pytest.raises(NameTaken, match=r"\w"):
+        await lab.engine.rename(third, new)
+
+
+async def test_a_member_of_a_pool_is_the_job_s_from_when_it_has_its_name(lab: Lab) -> None:
+    job, name = job_name()
+    async with lab.tape() as tape:
+        spec = member(lab, "read -r x; exit 3")
+        container, attachment = await lab.attached(spec)
+        before, (listed,) = await lab.engine.inspect(container), await lab.engine.list()
+        await lab.engine.rename(container, name)
+        after = await lab.engine.inspect(container)
+        await attachment.write(b"go\n")
+        await tape.until("die", container)
+        await attachment.close()
+        await lab.engine.remove(container)
+        await tape.until("destroy", container)
+
+    assert before is not None
+    assert after is not None
+    for seen in (before, listed):
+        assert (seen.job, seen.attempt, seen.name, seen.parked) == ("", 0, spec.name, True)
+        assert (seen.instance, seen.kind, seen.spec) == (lab.instance, KIND_POOL, "a hash")
+    assert (after.job, after.attempt, after.name, after.parked) == (job, 2, name, False)
+    assert [(e.action, e.job, e.attempt, e.member) for e in tape.of(container)] == [
+        ("start", "", 0, spec.name),
+        ("die", job, 2, ""),
+        ("destroy", job, 2, ""),
+    ]
+
+
+async def test_limits_of_a_container_that_runs_can_be_raised_and_lowered(lab: Lab) -> None:
+    container, attachment = await lab.attached(lab.script("read -r x"))
+    for memory, cpus in ((512 * 2**20, 1.5), (128 * 2**20, 0.25)):
+        await lab.engine.update(container, memory, cpus)
+        found = await lab.engine.inspect(container)
+        assert found is not None
+        assert (found.memory, found.cpus, found.state) == (memory, cpus, State.RUNNING)
+    await attachment.close()
+
+
+async def test_an_attachment_knows_when_its_connection_is_over(lab: Lab) -> None:
+    container, attachment = await lab.attached(lab.script("read -r x"))
+    other, closed = await lab.attached(lab.script("read -r x", name="other"))
+    assert attachment.open
+    assert closed.open
+    await closed.close()
+    assert not closed.open
+    await lab.engine.signal(container, signal.SIGKILL)
+    async with asyncio.timeout(PATIENCE):
+        while attachment.open:
+            await asyncio.sleep(0.01)
+    await lab.down(other)
+    await attachment.close()
 
 
 # -- events ------------------------------------------------------------------------------------

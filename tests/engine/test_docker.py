@@ -637,3 +637,14 @@ async def test_streams_that_end_too_early_count_as_errors_of_the_engine(tmp_path
         with pytest.raises(EngineUnavailable, match="closed its event stream"):
             await anext(events)
         assert _errors(engine, "events") == 1
+
+
+async def test_limits_that_no_container_can_have_are_refused(docker_lab: Lab) -> None:
+    container, attachment = await docker_lab.attached(docker_lab.script("read -r x"))
+    for memory, cpus in ((1, 1), (256 * 2**20, 4096)):
+        with pytest.raises(EngineRefused, match=r"\w"):
+            await docker_lab.engine.update(container, memory, cpus)
+    found = await docker_lab.engine.inspect(container)
+    assert found is not None
+    assert (found.memory, found.cpus) == (256 * 2**20, 1)
+    await attachment.close()

@@ -280,7 +280,7 @@ async def all_of_version_1_is_there(database: Database, lines: Chunk) -> None:
     assert await logs.chunks(job_id(3), 0, 9) == [lines]
     assert await logs.end(job_id(3)) == LogEnd(2, 4, 1, Cursor(Position(2)))
     assert await instance_id(database, None) == "mine"
-    assert await jobs.active(Kind.JOB) == {job_id(1): 2**30, job_id(2): 2**30}
+    assert await jobs.active() == {job_id(1): 2**30, job_id(2): 2**30}
     assert await jobs.waiting() == []
     assert await jobs.environments_in_use() == frozenset()
 

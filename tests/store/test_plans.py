@@ -23,7 +23,7 @@ QUESTIONS: dict[str, Callable[[Jobs, LogReader], Awaitable[object]]] = {
     "the head of the setups": lambda jobs, _: jobs.queue_head(NOW, Kind.SETUP),
     "the first backoff": lambda jobs, _: jobs.next_backoff(),
     "the active jobs": lambda jobs, _: jobs.active(),
-    "the active setups": lambda jobs, _: jobs.active(Kind.SETUP),
+    "what the active jobs hold": lambda jobs, _: jobs.held(),
     "the waiting jobs": lambda jobs, _: jobs.waiting(),
     "the waiting jobs that show no build": lambda jobs, _: jobs.waiting(for_builds=False),
     "the jobs that wait for an environment": lambda jobs, _: jobs.waiting_for("e"),

@@ -40,10 +40,11 @@ UNITS = ("_seconds", "_bytes", "_total")
 COUNTED = {  # gauges of things that are counted, and of what is or is not
     "ciworker_jobs", "ciworker_queue_jobs", "ciworker_work_queue_keys", "ciworker_sse_subscribers",
     "ciworker_sse_most_behind_lines", "ciworker_engine_connected", "ciworker_asyncio_tasks",
+    "ciworker_pool_members",
 }  # fmt: skip
 LABELS = {
-    "action", "call", "disk", "kind", "le", "reason", "result", "state", "status", "stream",
-    "waits_for",
+    "action", "call", "disk", "entry", "kind", "le", "reason", "result", "state", "status",
+    "stream", "waits_for",
 }  # fmt: skip
 
 
@@ -52,6 +53,13 @@ class Counter:
 
     async def counts(self) -> Counts:
         return Counts({"queued": 3, "failed": 2}, {"job": 2}, 1, 1024)
+
+
+class Pool:
+    """Members without containers."""
+
+    def counts(self) -> Mapping[tuple[str, str], int]:
+        return {("tea", "wanted"): 2, ("tea", "parked"): 1}
 
 
 class Informant:
@@ -76,6 +84,7 @@ class Lab:
         self.watchers = Watchers()
         self.connected = True
         Tallies(self.metrics.control, SystemClock())
+        self.metrics.control.pool_taken.labels("tea")
         self.metrics.engine.know(docker._CALLS, docker._STREAMS, docker.EVENT_ACTIONS)
 
     async def disks(self) -> Mapping[str, Disk]:
@@ -89,6 +98,7 @@ class Lab:
             SimpleNamespace(
                 metrics=self.metrics,
                 counter=self.counter,
+                pool=Pool(),
                 watchers=self.watchers,
                 work_queue=lambda: 4,
                 connected=lambda: self.connected,

@@ -19,6 +19,7 @@ OPERATIONS = {
     "get /api/v1/jobs/{id}/events",
     "get /api/v1/jobs/{id}/log",
     "get /api/v1/jobs/{id}/log/search",
+    "get /api/v1/pool",
     "get /api/v1/tokens",
     "get /healthz",
     "get /metrics",
@@ -33,6 +34,8 @@ OPERATIONS = {
     "post /api/v1/jobs/{id}/cancel",
     "post /api/v1/jobs/{id}/retry",
     "post /api/v1/login-codes",
+    "post /api/v1/pool/down",
+    "post /api/v1/pool/up",
     "post /api/v1/resync",
     "post /api/v1/tokens",
 }

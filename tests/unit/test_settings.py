@@ -1,6 +1,7 @@
 """What the operator can set, from where it is taken, and what is said when it is wrong."""
 
 import os
+import re
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Protocol
 import pytest
 from pydantic import ValidationError
 
-from ciworker.settings import Settings, load
+from ciworker.settings import Parking, Settings, load
 
 
 class Loaded(Protocol):
@@ -76,6 +77,7 @@ DEFAULTS: Mapping[str, object] = {
     "allowed_images": ("python:*",),
     "job_env": {},
     "job_mounts": (),
+    "pool": (),
     "log_format": "auto",
     "instance": None,
 }
@@ -279,7 +281,7 @@ def test_names_of_others_are_none_of_ours(
         ("prot = 1", "unknown setting prot: did you mean port?"),
         ("max_job = 1", "unknown setting max_job: did you mean max_jobs?"),
         ("CIWORKER_PORT = 1", "unknown setting CIWORKER_PORT: see the README's table of settings"),
-        ("[pool]\nsize = 3", "unknown setting pool: see the README's table of settings"),
+        ("[pools]\nsize = 3", "unknown setting pools: did you mean pool?"),
     ],
 )
 def test_an_unknown_name_in_the_file_is_refused_with_the_nearest(
@@ -395,3 +397,81 @@ def test_a_file_that_is_not_toml_is_refused_by_name(
 def test_a_variable_for_jobs_that_no_shell_takes_is_refused(loaded: Loaded, value: str) -> None:
     with pytest.raises(ValueError, match="job_env"):
         loaded(job_env=value)
+
+
+ENTRY = '[{"name": "tea", "size": 2, "memory": "1g"}'
+
+
+def test_what_an_entry_of_the_pool_leaves_out_is_the_default(loaded: Loaded) -> None:
+    settings = loaded(
+        """
+        default_image = "tea:1"
+        job_memory = "1g"
+        job_cpus = 1.5
+        [[pool]]
+        name = "plain"
+        size = 2
+        [[pool]]
+        name = "own"
+        image = "tea:2"
+        network = true
+        memory = "512m"
+        cpus = 0.5
+        size = 0
+        """
+    )
+    assert settings.parkings == [
+        Parking("plain", "tea:1", False, 2**30, 1.5, 2),
+        Parking("own", "tea:2", True, 2**29, 0.5, 0),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("pool", "said"),
+    [
+        ('[{"name": "tea"}]', "setting pool.0.size: Field required"),
+        ('[{"size": 1}]', "setting pool.0.name: Field required"),
+        ('[{"name": "Tea", "size": 1}]', "setting pool.0.name: String should match pattern"),
+        ('[{"name": "tea", "size": -1}]', "setting pool.0.size: Input should be greater than"),
+        ('[{"name": "tea", "size": 1, "memroy": 1}]', "pool.0.memroy: did you mean memory?"),
+        ('[{"name": "tea", "size": 1, "memory": "x"}]', "setting pool.0.memory: 'x' is no size"),
+        ('[{"name": "tea", "size": 1, "cpus": 0}]', "setting pool.0.cpus: Input should be"),
+        (f"{ENTRY}, {ENTRY[1:]}]", "setting pool: two entries are called 'tea': rename one"),
+        ('{"name": "tea", "size": 1}', "setting pool: has to be a list of tables: write [[pool]]"),
+        ("tea", 'setting pool: has to be JSON in the environment, such as [{"name": "tea"'),
+    ],
+)
+def test_an_entry_of_the_pool_that_cannot_be_is_refused(
+    monkeypatch: pytest.MonkeyPatch, pool: str, said: str
+) -> None:
+    monkeypatch.setenv("CIWORKER_POOL", pool)
+    with pytest.raises(ValueError, match=re.escape(said)):
+        load()
+
+
+def test_a_pool_that_memory_does_not_allow_is_refused_with_the_sum(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, value in {"MAX_MEMORY": "3g", "JOB_MEMORY": "1g", "MAX_JOB_MEMORY": "2g"}.items():
+        monkeypatch.setenv(f"CIWORKER_{name}", value)
+    monkeypatch.setenv("CIWORKER_POOL", f'{ENTRY}, {{"name": "b", "size": 1, "memory": "1g"}}]')
+    assert sum(entry.size for entry in load().parkings) == 3
+    monkeypatch.setenv("CIWORKER_POOL", f'{ENTRY}, {{"name": "b", "size": 4, "memory": "1g"}}]')
+    with pytest.raises(ValueError, match=r"take 6\.0 GiB together .* max_memory \(3\.0 GiB\): low"):
+        load()
+    monkeypatch.setenv("CIWORKER_POOL", '[{"name": "b", "size": 1, "memory": "2500m"}]')
+    with pytest.raises(
+        ValueError, match=r"'b' \(2\.4 GiB\) is more than max_job_memory \(2\.0 GiB"
+    ):
+        load()
+
+
+def test_a_pool_and_a_pull_before_each_job_exclude_each_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("CIWORKER_PULL", "always")
+    monkeypatch.setenv("CIWORKER_POOL", f"{ENTRY}]")
+    with pytest.raises(ValueError, match="set pull to missing or never, or all sizes to 0"):
+        load()
+    monkeypatch.setenv("CIWORKER_POOL", '[{"name": "b", "size": 0}]')
+    assert load().parkings[0].size == 0

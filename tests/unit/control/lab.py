@@ -16,6 +16,7 @@ from ulid import ULID
 from ciworker.control.controller import WORKERS, Controller
 from ciworker.control.environments import EnvironmentController
 from ciworker.control.parts import Parts
+from ciworker.control.pool import PoolController
 from ciworker.control.resync import Resync
 from ciworker.control.supervisor import Supervisor
 from ciworker.control.witness import Witness
@@ -30,7 +31,7 @@ from ciworker.source.spool import SpoolWriter, tar_member
 from ciworker.store.environments import Environments
 from ciworker.store.jobs import Jobs
 from ciworker.store.logs import LogReader, LogWriter
-from ciworker.store.meta import LastEvent
+from ciworker.store.meta import LastEvent, PoolIntent
 from ciworker.store.session import Database
 from tests.engine.fake import FakeEngine
 
@@ -74,7 +75,9 @@ class Lab:
         database = await Database.open(self.settings.database)
         try:
             async with asyncio.TaskGroup() as tasks:
-                life = Life(self, database, tasks, await Witness.recalled(LastEvent(database)))
+                witness = await Witness.recalled(LastEvent(database))
+                down = await PoolIntent(database).is_down()
+                life = Life(self, database, tasks, witness, pool_down=down)
                 services = await life.begin(tasks)
                 try:
                     yield life
@@ -118,7 +121,13 @@ class Life:
     """The parts of one running worker."""
 
     def __init__(
-        self, lab: Lab, database: Database, tasks: asyncio.TaskGroup, witness: Witness
+        self,
+        lab: Lab,
+        database: Database,
+        tasks: asyncio.TaskGroup,
+        witness: Witness,
+        *,
+        pool_down: bool,
     ) -> None:
         self.lab, self.engine, self.witness = lab, lab.engine, witness
         self.database = database
@@ -144,11 +153,12 @@ class Life:
             metrics=self.metrics.control,
         )
         self.environments = EnvironmentController(self.parts)
+        self.pool = PoolController(self.parts, PoolIntent(database), down=pool_down)
         self.controller = Controller(
-            self.parts, self.environments, look_for_engine=self._look_for_engine
+            self.parts, self.environments, self.pool, look_for_engine=self._look_for_engine
         )
         self.resync = Resync(
-            self.parts, self.controller, self.environments, on_missed=self._reconnect
+            self.parts, self.controller, self.environments, self.pool, on_missed=self._reconnect
         )
         self.events = EventWatch(
             lab.engine,
@@ -188,6 +198,7 @@ class Life:
         self.queue.close()
         for task in services:
             task.cancel()
+        await self.pool.close()
 
     async def submit(self, run: str = "echo hello", **fields: Any) -> str:
         job = await self.jobs.add(self.lab.new_job(run, **fields), "me", None)
@@ -241,7 +252,7 @@ class Life:
     async def comes_to_rest(self) -> None:
         """Nothing waits, nothing is worked on, no timer is set, no task of a job runs."""
         async with asyncio.timeout(PATIENCE):
-            while self._unrest() or await self.engine.list():
+            while self._unrest() or any(not box.parked for box in await self.engine.list()):
                 await asyncio.sleep(0.005)
 
     def assert_nothing_is_left(self) -> None:

@@ -11,7 +11,7 @@ from aiohttp.test_utils import make_mocked_request
 
 from ciworker.control import drain as draining
 from ciworker.control.drain import Drain
-from ciworker.domain.job import Job, Kind, Reason, Status
+from ciworker.domain.job import Job, Reason, Status
 from ciworker.errors import Conflict, EngineUnavailable, StoreUnavailable
 from ciworker.web.context import CONTEXT
 from ciworker.web.drain import drain as drain_route
@@ -24,7 +24,7 @@ class Drained(Drain):
     def __init__(self, life: Life) -> None:
         self.stopped = 0
         self.told = asyncio.Event()
-        super().__init__(life.parts, life.controller, stop=self._count)
+        super().__init__(life.parts, life.controller, life.pool, stop=self._count)
 
     def _count(self) -> None:
         self.stopped += 1
@@ -130,10 +130,10 @@ async def test_a_store_that_fails_for_a_while_is_asked_again(
     monkeypatch.setattr(draining, "LOOK", 0.01)
     active, failures = life.jobs.active, iter([True, True])
 
-    async def failing(kind: Kind | None = None) -> Mapping[str, int]:
+    async def failing() -> Mapping[str, int]:
         if next(failures, False):
             raise StoreUnavailable("locked")
-        return await active(kind)
+        return await active()
 
     monkeypatch.setattr(life.jobs, "active", failing)
     drain.begin()
