@@ -29,7 +29,9 @@ IDLE, EACH, ALL_SERVED = 10_000, 14 * 1024, 0.250
 
 OURS, NCHAN, NCHAN_BLOCKS = "worker", "nchan", "nchan, 50 lines a message"
 
-TEXT = "tests/test_orders.py::test_total[{n:05}] PASSED in 0.01 s ~"
+TEXT = "tests/test_orders.py::test_total[{n:05}] PASSED in 0.01 s"
+# What nchan is given, as it is what a reader of the worker gets.
+RECORD = '{{"n":{n},"at":"2026-01-01T00:00:00.000Z","stream":"stdout","text":"{text}"}}'
 FLOOD = f"""
 import sys
 sys.stdout.write("".join(f"{TEXT}\\n" for n in range({LINES})))
@@ -76,11 +78,11 @@ class Fanout:
         return {"deliveries": MANY * LINES / used}
 
     async def flood_one_by_one(self) -> Mapping[str, float]:
-        messages = [TEXT.format(n=n).encode() for n in range(ONE_BY_ONE)]
+        messages = [_record(n, TEXT.format(n=n)) for n in range(ONE_BY_ONE)]
         return await self._flood_nchan(messages, 1)
 
     async def flood_in_blocks(self) -> Mapping[str, float]:
-        block = "\n".join(TEXT.format(n=n) for n in range(BLOCK)).encode()
+        block = b"\n".join(_record(n, TEXT.format(n=n)) for n in range(BLOCK))
         return await self._flood_nchan([block] * BLOCKS, BLOCK)
 
     async def _flood_nchan(self, messages: Sequence[bytes], lines: int) -> Mapping[str, float]:
@@ -129,7 +131,11 @@ class Fanout:
 
 
 def _stamped(n: int) -> bytes:
-    return f"~{time.time():.6f} tests/test_orders.py::test_total[{n:05}] PASSED".encode()
+    return _record(n, f"~{time.time():.6f} tests/test_orders.py::test_total[{n:05}] PASSED")
+
+
+def _record(n: int, text: str) -> bytes:
+    return RECORD.format(n=n, text=text).encode()
 
 
 async def flooded(ground: Ground) -> Sequence[Check]:

@@ -1,8 +1,9 @@
 """Many readers of one stream, in processes of their own, so that they are not what is measured.
 
 A process holds its share of the sockets in one epoll and asks of what it receives only how many
-lines it holds: each line of a bench carries LINE once, and nothing else does. Where a line also
-tells when it was written, the oldest line of what one call received tells the age of all in it:
+lines it holds: each record of a line has LINE once, and nothing else does. Where a line's text also
+tells when it was written, behind STAMP, the oldest line of what one call received tells the age of
+all in it:
 ages are rather told too high than too low.
 """
 
@@ -19,8 +20,10 @@ from typing import Self
 
 from scripts.bench.rounds import Broken
 
-LINE = b"~"
-STAMP = len("1700000000.000000")
+LINE = b'{"n":'
+KEPT = len(LINE) - 1  # bytes at the end of what was received, where one may have been cut
+STAMP = b"~"
+STAMP_SIZE = len("1700000000.000000")
 BUFFER = 2**18
 PATIENCE = 180.0
 PROCESSES = 2
@@ -28,7 +31,7 @@ PROCESSES = 2
 
 @dataclass(frozen=True)
 class Wanted:
-    """lines: what each reader waits for. timed: LINE is followed by the time of writing.
+    """lines: what each reader waits for. timed: STAMP is followed by the time of writing.
 
     source: the address to connect from; a port of an address can be used again only a minute later.
     """
@@ -127,22 +130,28 @@ def _connect(wanted: Wanted) -> socket.socket:
     return connection
 
 
-def _read(wanted: Wanted, poll: select.epoll, sockets: dict[int, socket.socket]) -> Sequence[float]:
+def _read(
+    wanted: Wanted, poll: select.epoll, sockets: dict[int, socket.socket]
+) -> Sequence[float]:
     """Until each socket has all its lines: their ages."""
     left = dict.fromkeys(sockets, wanted.lines)
+    ends = dict.fromkeys(sockets, b"")
     buffer, ages = bytearray(BUFFER), list[float]()
+    view = memoryview(buffer)
     while left:
         ready = poll.poll(PATIENCE)
         if not ready:
             sys.exit(f"readers: {len(left)} readers heard nothing for {PATIENCE:.0f} s")
         for fd, _ in ready:
-            size = sockets[fd].recv_into(buffer)
-            at = time.time()
-            lines = buffer.count(LINE, 0, size)
+            kept = len(ends[fd])
+            view[:kept] = ends[fd]
+            size = kept + sockets[fd].recv_into(view[kept:])
+            at, lines = time.time(), buffer.count(LINE, 0, size)
             if lines and wanted.timed:
                 ages += _ages(buffer, size, lines, at)
             left[fd] -= lines
-            if left[fd] <= 0 or not size:
+            ends[fd] = bytes(view[max(0, size - KEPT) : size])
+            if left[fd] <= 0 or size == kept:
                 _finished(left.pop(fd))
                 poll.unregister(fd)
     return ages
@@ -150,10 +159,10 @@ def _read(wanted: Wanted, poll: select.epoll, sockets: dict[int, socket.socket])
 
 def _ages(buffer: bytearray, size: int, lines: int, at: float) -> list[float]:
     """Of so many lines, by the first of them; none where its time was cut."""
-    start = buffer.find(LINE, 0, size) + 1
-    if start + STAMP > size:
+    start = buffer.find(STAMP, buffer.find(LINE, 0, size), size) + 1
+    if not start or start + STAMP_SIZE > size:
         return []
-    return [at - float(buffer[start : start + STAMP])] * lines
+    return [at - float(buffer[start : start + STAMP_SIZE])] * lines
 
 
 def _finished(left: int) -> None:
