@@ -38,7 +38,7 @@ class Ground:
     image: str
     folder: Path
     rounds: int = 20
-    few: int = 2
+    few: int = 5
 
 
 @dataclass
