@@ -161,8 +161,9 @@ class LogWriter:
             if len(taken) == 1:
                 self._give_up(*taken[0], error)
             else:
-                for one in taken:
-                    await self._store([one])
+                for source, batch in taken:
+                    if source not in self._refused:  # nor what comes after the refused one
+                        await self._store([(source, batch)])
         else:
             for source, batch in taken:
                 source.stored(batch)
