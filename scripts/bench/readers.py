@@ -130,9 +130,7 @@ def _connect(wanted: Wanted) -> socket.socket:
     return connection
 
 
-def _read(
-    wanted: Wanted, poll: select.epoll, sockets: dict[int, socket.socket]
-) -> Sequence[float]:
+def _read(wanted: Wanted, poll: select.epoll, sockets: dict[int, socket.socket]) -> Sequence[float]:
     """Until each socket has all its lines: their ages."""
     left = dict.fromkeys(sockets, wanted.lines)
     ends = dict.fromkeys(sockets, b"")
