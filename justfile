@@ -29,11 +29,9 @@ lint:
     @scripts/setup
     @scripts/lint
 
-# what is asked while idle; times to a job's first line and verdict; an edited tree's tests, beside installing
-bench *arguments:
-    @scripts/bench/idle
-    @scripts/bench/latency {{ arguments }}
-    @scripts/bench/environments {{ arguments }}
+# every promised speed (S1-S13) beside its baseline, or these rows; all of them write RESULTS.md (as root)
+bench *rows:
+    @scripts/bench/all {{ rows }}
 
 # compare the running worker's jobs with the engine's containers now
 resync:

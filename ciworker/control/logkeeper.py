@@ -137,7 +137,7 @@ class LogKeeper:
         self._tail = _Tail(limits.tail)
         self._backlog = 0  # bytes not stored yet
         self._taken = 0  # those of them that the writer holds
-        self._read_at = 0.0  # the first of those, monotonic
+        self._read_at: deque[float] = deque()  # of the writer's batches, the first line, monotonic
         self._returned = asyncio.Event()
         self._returned.set()
         self._drained = asyncio.Event()
@@ -164,9 +164,14 @@ class LogKeeper:
         """Monotonic; now, while nothing is read because the store is behind."""
         return self._last_output if self._drained.is_set() else time.monotonic()
 
-    async def room(self) -> None:
-        """Wait until there is room for more."""
-        await self._drained.wait()
+    async def room(self, within: float | None = None) -> bool:
+        """Wait until there is room for more; False if there is none within so many seconds."""
+        try:
+            async with asyncio.timeout(within):
+                await self._drained.wait()
+        except TimeoutError:
+            return False
+        return True
 
     def feed(self, stream: Stream, data: bytes) -> None:
         """Bytes as the job wrote them."""
@@ -205,6 +210,7 @@ class LogKeeper:
         if self.mark is not Mark.SEEN:
             self._drop_unmarked()
         self.ended = True
+        self._writer.hurry()
         self._settle()
 
     async def completed(self, timeout: float) -> bool:
@@ -256,7 +262,7 @@ class LogKeeper:
             merge_runs([item.run for item in items]),
         )
         self._next_line = chunk.last + 1
-        self._read_at = items[0].read_at
+        self._read_at.append(items[0].read_at)
         self._total_bytes += size
         self._taken += size
         self._returned.clear()
@@ -267,7 +273,7 @@ class LogKeeper:
         if not self._taken:
             self._returned.set()
         self._backlog -= len(batch.chunk.data)
-        self._topic.append(batch.chunk, self._read_at)
+        self._topic.append(batch.chunk, self._read_at.popleft())
         if self._backlog < BUFFER // 2 and not self._drained.is_set():
             self._last_output = time.monotonic()
             self._drained.set()
@@ -323,6 +329,8 @@ class LogKeeper:
         self._backlog += len(item.data)
         if self._backlog > BUFFER:
             self._drained.clear()
+        if self._backlog > CHUNK_BYTES:
+            self._writer.hurry()
         if self.mark is Mark.SEEN:
             self._writer.ready(self)
         elif self._backlog > BUFFER // 2:  # noise of an unpacking that fails: the newest is kept

@@ -2,10 +2,10 @@
 
 Live it reads the attached stream, which is cheap and complete. A reader of attach that stalls
 blocks the container's control, so between it and the store stands a bounded buffer; when that is
-full the connection is dropped and the pump goes on from the engine's own log, as it does for an
-adopted container or after a broken connection. A log is complete only when the attached stream
-ended by itself after the container went down, or when the engine's log was read to its end without
-`follow` after that (engine-facts, rules 7-12).
+full, and stays so, the connection is dropped and the pump goes on from the engine's own log, as it
+does for an adopted container or after a broken connection. A log is complete only when the attached
+stream ended by itself after the container went down, or when the engine's log was read to its end
+without `follow` after that (engine-facts, rules 7-12).
 """
 
 import asyncio
@@ -26,6 +26,7 @@ __all__ = ["END_OF_STREAM_WAIT", "LogLimits", "LogPump"]
 
 END_OF_STREAM_WAIT = 1.0  # the end of an attached stream may never come: engine-facts, rule 8
 RETRY_DELAY = 0.5
+STALL = 5.0  # seconds that a job which is quicker than the store may wait for it
 
 
 class LogPump(LogKeeper):
@@ -114,7 +115,9 @@ class LogPump(LogKeeper):
             async with self._patiently():
                 while (message := await attachment.read()) is not None:
                     self.feed(*message)
-                    if self.overflows:
+                    if self._is_down:  # and its stream has not ended: it goes on to be patient
+                        self._set_patience(STALL + END_OF_STREAM_WAIT)
+                    if self.overflows and not await self.room(STALL):
                         logger().warning("attach dropped: the store is slower than the job")
                         return False
                 self._source_ended = time.monotonic()

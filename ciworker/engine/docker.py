@@ -33,7 +33,7 @@ from ciworker.domain.container import (
     owner_of,
 )
 from ciworker.domain.log import LogFrame, Stream
-from ciworker.engine.output import FrameParser
+from ciworker.engine.output import AttachParser, FrameParser
 from ciworker.engine.port import (
     KIND_IMAGE,
     LABEL_NAME,
@@ -227,6 +227,7 @@ class DockerEngine:
         with self._translated():
             async with asyncio.timeout(CALL_TIMEOUT):
                 await stream._init()  # open now, before the container starts
+        _parse_in_batches(stream)
         return DockerAttachment(stream)
 
     @_measured
@@ -460,6 +461,16 @@ class DockerAttachment:
         except AssertionError:
             # aiodocker 0.27 asserts a connection; one that broke is closed already
             self._stream._closed = True
+
+
+def _parse_in_batches(stream: DockerStream) -> None:
+    """Before anything came: the container is not started."""
+    response, queue = stream._resp, stream._queue
+    assert response is not None
+    assert response.connection is not None
+    assert response.connection.protocol is not None
+    assert queue is not None
+    response.connection.protocol.set_parser(AttachParser(queue), queue)
 
 
 async def _lines(content: aiohttp.StreamReader) -> AsyncIterator[bytes]:

@@ -1,4 +1,4 @@
-"""The engine's multiplexed log stream, parsed from raw bytes.
+"""The engine's multiplexed streams, parsed from raw bytes.
 
 aiodocker's `log()` drops the stream's identity and hides truncation, so the response is read raw:
 frames of an 8-byte header (stream, length) and a payload; with `timestamps=1` each payload starts
@@ -6,14 +6,71 @@ with an RFC 3339 time and a space.
 """
 
 import struct
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from functools import lru_cache
+from typing import Protocol
+
+from aiodocker.stream import Message
 
 from ciworker.domain.log import LogFrame, Stream
 
 _ENGINE_SAYS = 3  # not the container's output: the engine cannot read its own log any further
 _HEADER = struct.Struct(">BxxxL")
 _SECOND = len("2026-01-01T00:00:00")
+
+
+class MessageQueue(Protocol):
+    """As aiodocker's own is, of an attached stream."""
+
+    def feed_data(self, data: Message, size: int = 0) -> None: ...
+    def feed_eof(self) -> None: ...
+    def set_exception(self, exc: BaseException) -> None: ...
+
+
+class AttachParser:
+    """An attached stream: payloads of one stream that come together are handed on together.
+
+    aiohttp's connection calls it, in place of aiodocker's own, which makes a message of each frame.
+    """
+
+    def __init__(self, queue: MessageQueue) -> None:
+        """Feed nothing yet.
+
+        Args:
+            queue: takes the messages, and holds the connection back while it has enough of them.
+        """
+        self._queue = queue
+        self._rest = b""
+
+    def feed_eof(self) -> None:
+        self._queue.feed_eof()
+
+    def set_exception(self, error: BaseException) -> None:
+        self._queue.set_exception(error)
+
+    def feed_data(self, data: bytes) -> tuple[bool, bytes]:
+        """Never at its end; nothing is left for another parser."""
+        data = self._rest + data if self._rest else data
+        view, start, of, payloads = memoryview(data), 0, 0, list[memoryview]()
+        while start + 8 <= len(data):
+            stream, length = _HEADER.unpack_from(data, start)
+            end = start + 8 + length
+            if end > len(data):
+                break
+            if stream != of and payloads:
+                self._flush(of, payloads)
+                payloads = []
+            payloads.append(view[start + 8 : end])
+            of, start = stream, end
+        if payloads:
+            self._flush(of, payloads)
+        self._rest = data[start:]
+        return False, b""
+
+    def _flush(self, stream: int, payloads: Sequence[memoryview]) -> None:
+        data = b"".join(payloads)
+        self._queue.feed_data(Message(stream, data), len(data))
 
 
 class FrameParser:

@@ -64,15 +64,27 @@ class Signal:
         return True
 
 
+class Listener(Protocol):
+    """Is told of changes at once, and not by being woken. It must not take long."""
+
+    def lines(self, chunk: Chunk, read_at: float) -> None:
+        """A chunk is shown; `read_at` is when the worker had its first line, monotonic."""
+
+    def news(self) -> None:
+        """Something else changed."""
+
+
 class Topic:
     """One job's recent chunks, and the signal that its log or its state changed.
 
     states: how often its state changed since somebody holds the topic. last: the number of the
-    last line that is stored, as far as who holds the topic was told; 0 for not at all.
+    last line that is stored, as far as who holds the topic was told; 0 for not at all. listener:
+    hears of each change before the signal fires.
     """
 
     def __init__(self) -> None:
         self.changed = Signal()
+        self.listener: Listener | None = None
         self.states = 0
         self.last = 0
         self._unfinished: dict[Stream, Unfinished] = {}
@@ -91,8 +103,9 @@ class Topic:
             self._ring.clear()  # what is between them is in the store alone
             self._read_at.clear()
             self._size = 0
+        read_at = time.monotonic() if read_at is None else read_at
         self._ring.append(chunk)
-        self._read_at.append(time.monotonic() if read_at is None else read_at)
+        self._read_at.append(read_at)
         self._size += _cost(chunk)
         while self._size > RING_BYTES and len(self._ring) > 1:
             self._size -= _cost(self._ring.popleft())
@@ -101,6 +114,14 @@ class Topic:
         if self._unfinished:
             ended = {run.stream for run in chunk.runs}
             self._unfinished = {s: text for s, text in self._unfinished.items() if s not in ended}
+        if self.listener is not None:
+            self.listener.lines(chunk, read_at)
+        self.changed.fire()
+
+    def wake(self) -> None:
+        """Let everyone look around, as something else than its lines changed."""
+        if self.listener is not None:
+            self.listener.news()
         self.changed.fire()
 
     def show_unfinished(self, texts: dict[Stream, Unfinished], last: int) -> None:
@@ -108,7 +129,7 @@ class Topic:
         self.last = last
         if texts != self._unfinished:
             self._unfinished = texts
-            self.changed.fire()
+            self.wake()
 
     def unfinished(self, after: int) -> Mapping[Stream, Unfinished] | None:
         """What stands behind line `after`; None for whoever is not where the log ends."""
@@ -155,13 +176,13 @@ class Feed:
         self.jobs_changed.fire()
         if topic := self._topics.get(job_id):
             topic.states += 1
-            topic.changed.fire()
+            topic.wake()
 
     def wake_all(self) -> None:
         """Let everyone who waits look around."""
         self.jobs_changed.fire()
         for topic in list(self._topics.values()):
-            topic.changed.fire()
+            topic.wake()
 
     @property
     def watched(self) -> frozenset[str]:

@@ -1,12 +1,15 @@
 """The log's stored side: chunks go in by one writer for the whole worker, come out by range.
 
 **The log is the queue, and the group commit is the batching.** One insert is in flight; whatever
-arrives meanwhile, of all jobs, goes into the next. There is no timer. A line is told to its source
-as stored, and may be shown, only once its insert has returned.
+arrives meanwhile, of all jobs, goes into the next. A line is told to its source as stored, and may
+be shown, only once its insert has returned. What comes after a rest is stored at once; after that
+the next insert waits for as long as the last one and its showing took, some times over, so that
+lines that come one by one, with many who watch them, take a bounded share of the time.
 """
 
 import asyncio
 import contextlib
+import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -30,9 +33,12 @@ _COLUMNS = (
     "out_lines, out_frames, err_lines, err_frames, runs, data"
 )
 _PLACES = "(" + ",".join("?" * 11) + ")"
+PAUSE = 8  # times what storing and showing took
+MOST_PAUSE = 0.010  # seconds: the age that a line gets from that
 RETRY_FIRST = 0.05
 RETRY_MOST = 2.0
 ROWS_PER_INSERT = 500
+TURNS_PER_INSERT = 4
 CHUNKS_PER_READ = 256
 BYTES_PER_READ = 2**20  # of chunks read at once; the first one may be larger
 BYTES_PER_STREAM_READ = 2 * BYTES_PER_READ
@@ -92,6 +98,7 @@ class LogWriter:
         self._ready: dict[Source, None] = {}
         self._refused: WeakSet[Source] = WeakSet()
         self._wake = asyncio.Event()
+        self._hurry = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -109,8 +116,20 @@ class LogWriter:
             await self._wake.wait()
             self._wake.clear()
             while self._ready:
+                began = time.monotonic()
                 await self._store(self._take())
+                await self._pause(time.monotonic() - began)
             self._idle.set()
+
+    def hurry(self) -> None:
+        """Store at once what is ready: there is a batch of it, or somebody waits for its end."""
+        self._hurry.set()
+
+    async def _pause(self, taken: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(min(PAUSE * taken, MOST_PAUSE)):
+                await self._hurry.wait()
+        self._hurry.clear()
 
     async def drained(self, timeout: float) -> None:
         """Wait until nothing is ready to be stored, at most `timeout` seconds."""
@@ -119,14 +138,15 @@ class LogWriter:
                 await self._idle.wait()
 
     def _take(self) -> list[tuple[Source, Batch]]:
-        """One batch of each source that is ready; one that may have more waits behind the rest."""
-        taken = []
-        for source in list(self._ready)[:ROWS_PER_INSERT]:
-            del self._ready[source]
-            batch = source.take()
-            if batch is not None:
-                self._ready[source] = None
-                taken.append((source, batch))
+        """A few batches of each source that is ready, in turns; one that has more waits behind."""
+        taken: list[tuple[Source, Batch]] = []
+        for _ in range(TURNS_PER_INSERT):
+            for source in list(self._ready)[: ROWS_PER_INSERT - len(taken)]:
+                del self._ready[source]
+                batch = source.take()
+                if batch is not None:
+                    self._ready[source] = None
+                    taken.append((source, batch))
         return taken
 
     async def _store(self, taken: Sequence[tuple[Source, Batch]]) -> None:
@@ -141,8 +161,9 @@ class LogWriter:
             if len(taken) == 1:
                 self._give_up(*taken[0], error)
             else:
-                for one in taken:
-                    await self._store([one])
+                for source, batch in taken:
+                    if source not in self._refused:  # nor what comes after the refused one
+                        await self._store([(source, batch)])
         else:
             for source, batch in taken:
                 source.stored(batch)

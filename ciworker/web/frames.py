@@ -5,7 +5,7 @@ from functools import lru_cache
 
 from ciworker.domain.log import Chunk, Stream, Unfinished
 from ciworker.web.models import JobModel
-from ciworker.web.records import partial_record, records
+from ciworker.web.records import data_lines, partial_record
 
 COMMENT = b":\n\n"
 
@@ -13,9 +13,8 @@ COMMENT = b":\n\n"
 @lru_cache(maxsize=32)
 def log(name: str, chunk: Chunk, *, numbered: bool) -> bytes:
     """Lines. All who watch hold the same chunk, so finding its frame costs the chunk's hash."""
-    lines = b"".join(b"data: " + record + b"\n" for record in records(chunk))
     number = b"id: %d\n" % chunk.last if numbered else b""
-    return f"event: {name}\n".encode() + lines + number + b"\n"
+    return b"event: %b\n%b%b\n" % (name.encode(), data_lines(chunk), number)
 
 
 @lru_cache(maxsize=32)

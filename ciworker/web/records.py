@@ -1,12 +1,13 @@
 """A log's lines on the wire: records as JSON, text as bytes. One encoding for all who watch."""
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from functools import lru_cache
+from itertools import chain
 
 import orjson
 
-from ciworker.domain.log import Chunk, Line, Stream, Unfinished
+from ciworker.domain.log import Chunk, Line, Run, Stream, Unfinished
 from ciworker.web.models import rfc3339
 
 
@@ -36,8 +37,32 @@ def partial_record(stream: Stream, text: Unfinished | None) -> bytes:
     return orjson.dumps({"at": instant(text.at), "stream": stream.label, "text": text.text})
 
 
-def records(chunk: Chunk) -> Iterator[bytes]:
-    return (record(line) for line in chunk.lines())
+def data_lines(chunk: Chunk) -> bytes:
+    """A `data:` line for each record. Encoded run by run: a fifth of `record`'s time for each."""
+    number, start, parts = chunk.first, 0, []
+    for run in chunk.runs:
+        texts = _escaped(chunk.data[start : start + run.size - run.ended])
+        parts.append(_data_lines(run, number, texts))
+        number, start = number + run.lines, start + run.size
+    return b"".join(parts)
+
+
+def _escaped(text: bytes) -> Sequence[bytes]:
+    """Each line as JSON has it within its quotes; what is no UTF-8 is U+FFFD.
+
+    Within JSON's strings a quote never stands without a backslash, so that what is between two
+    strings is found nowhere else.
+    """
+    return orjson.dumps(text.decode(errors="replace").split("\n"))[2:-2].split(b'","')
+
+
+def _data_lines(run: Run, first: int, texts: Sequence[bytes]) -> bytes:
+    end = b"" if run.ended else b',"end":false'
+    form = b'data: {"n":%%d,"at":"%b","stream":"%b","text":"%%b"%b}\n' % (
+        instant(run.at).encode(), run.stream.label.encode(), end,
+    )  # fmt: skip
+    numbered = zip(range(first, first + run.lines), texts, strict=True)
+    return (form * run.lines) % tuple(chain.from_iterable(numbered))
 
 
 def ndjson(chunk: Chunk, only: Stream | None) -> bytes:

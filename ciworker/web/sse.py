@@ -7,12 +7,20 @@ before its time when the worker goes down, and when what let its reader in no lo
 
 import contextlib
 import re
-from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    Awaitable,
+    Callable,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from dataclasses import replace
 from itertools import chain
 from typing import Protocol
 
-from aiohttp import web
+from aiohttp import HttpVersion11, web
 
 from ciworker.domain.job import Job
 from ciworker.domain.log import Chunk, Stream, Unfinished
@@ -22,6 +30,7 @@ from ciworker.store.logs import BYTES_PER_READ
 from ciworker.web import frames
 from ciworker.web.access import SESSION, is_still_in
 from ciworker.web.answers import before_first, flag, found
+from ciworker.web.audience import Seat, audience_of
 from ciworker.web.context import CONTEXT, Context
 from ciworker.web.models import job_model
 from ciworker.web.problems import Refused
@@ -32,6 +41,8 @@ END = "end"
 MOST_FOLLOWED = 32
 BYTES_PER_TURN = 128 * 2**10  # of one of several jobs, so that each soon has its turn
 CHANGES_PER_TURN = 100
+
+Rest = Callable[[int], Awaitable[bool]]
 
 _FOLLOW = re.compile(r"([0-9A-Z]{26})\.(\d{1,15})", re.ASCII | re.IGNORECASE)
 _HEADERS = {
@@ -48,8 +59,10 @@ async def job_events(request: web.Request) -> web.StreamResponse:
     if request.headers.get("Last-Event-ID") == END:
         return web.Response(status=204)
     after = await _start(request, context, job)
-    with context.watchers.watching("job", watched := [OwnJob(context, job.id, after)]):
-        return await streamed(request, _HEADERS, stream(Gate(request), watched))
+    own = OwnJob(context, job.id, after)
+    with context.watchers.watching("job", [own]):
+        rest = own.seated(request) if request.version >= HttpVersion11 else None
+        return await streamed(request, _HEADERS, stream(Gate(request), [own], rest))
 
 
 async def all_events(request: web.Request) -> web.StreamResponse:
@@ -148,9 +161,7 @@ class FollowedJob:
         if chunks:
             self._read_at = self._topic.read_at(self._after + 1) if self._up_to_date else None
             self._after = chunks[-1].last
-            if self._partial:
-                ended = {run.stream for chunk in chunks for run in chunk.runs}
-                self._partial = {s: text for s, text in self._partial.items() if s not in ended}
+            self._forget_partial(chunks)
         self.more = bool(chunks) and (bool(self._end) or self._after != self._topic.last)
         self.done = bool(self._end) and not chunks
         self._up_to_date = self._up_to_date or not self.more
@@ -166,6 +177,12 @@ class FollowedJob:
     def behind(self) -> int:
         """How many of the lines that were shown are not in its socket."""
         return max(0, self._topic.last - self._handed)
+
+    def _forget_partial(self, chunks: Iterable[Chunk]) -> None:
+        """What was unfinished of these streams is in their lines."""
+        if self._partial:
+            ended = {run.stream for chunk in chunks for run in chunk.runs}
+            self._partial = {s: text for s, text in self._partial.items() if s not in ended}
 
     def _ending(self) -> Sequence[bytes]:
         """Once the job has ended and all its lines are told."""
@@ -215,6 +232,31 @@ class OwnJob(FollowedJob):
 
     _size = BYTES_PER_READ
 
+    def seated(self, request: web.Request) -> Rest:
+        """Waits in the job's audience wherever the reader has all lines that there are.
+
+        What an audience is told is written beside the response, chunked as HTTP/1.1 has it.
+        """
+        audience = audience_of(self._topic, self._context.metrics.watchers, COMMENT_INTERVAL)
+        seat = Seat(request, self, by_session=request.get(SESSION) is not None)
+
+        async def rest(seen: int) -> bool:
+            if self.changed.version != seen or self._topic.last != self._after:
+                return await self.changed.wait(seen, COMMENT_INTERVAL)
+            await audience.sit(seat)
+            return True
+
+        return rest
+
+    @property
+    def next_line(self) -> int:
+        return self._after + 1
+
+    def given(self, chunk: Chunk) -> None:
+        """By the audience."""
+        self._after = self._handed = chunk.last
+        self._forget_partial((chunk,))
+
     def _name(self, event: str) -> str:
         return event
 
@@ -228,8 +270,13 @@ class OwnJob(FollowedJob):
         return frames.log("log", chunk, numbered=True)
 
 
-async def stream(gate: Gate, parts: Sequence[Part]) -> AsyncGenerator[bytes]:
-    """All that the parts say, until all are done or the gate closes."""
+async def stream(
+    gate: Gate, parts: Sequence[Part], rest: Rest | None = None
+) -> AsyncGenerator[bytes]:
+    """All that the parts say, until all are done or the gate closes.
+
+    rest: waits for a change since a version of their signal; False when a comment is due.
+    """
     yield frames.retry()
     heard = dict.fromkeys(parts, -1)  # the version of its signal at a part's last turn
     with _any_of([part.changed for part in parts]) as changed:
@@ -249,7 +296,7 @@ async def stream(gate: Gate, parts: Sequence[Part]) -> AsyncGenerator[bytes]:
                 if part.done:
                     del heard[part]
             idle = bool(heard) and not any(part.more for part in heard)
-            if idle and not await changed.wait(seen, COMMENT_INTERVAL):
+            if idle and not await (rest(seen) if rest else changed.wait(seen, COMMENT_INTERVAL)):
                 yield frames.COMMENT  # nothing changed, so nothing is asked
 
 

@@ -37,6 +37,20 @@ async def streamed(
     return response
 
 
+async def drained(request: web.Request) -> None:
+    """Until what was written to the connection beside the response, and left over, has gone.
+
+    Raises:
+        ConnectionError: the reader took nothing for too long and is let go, or it has gone.
+    """
+    try:
+        async with asyncio.timeout(WRITE_TIMEOUT):
+            await request.writer.drain()
+    except TimeoutError:
+        _abort(request)
+        raise ConnectionResetError("the reader took nothing for too long") from None
+
+
 async def _written(response: web.StreamResponse, piece: bytes) -> bool:
     """False when the reader took nothing for too long."""
     try:

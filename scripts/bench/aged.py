@@ -1,4 +1,4 @@
-"""What 100,000 finished and 10,000 queued jobs cost a worker, against one without any.
+"""S12, S13: what 100,000 finished and 10,000 queued jobs cost a worker, against one without any.
 
 Both workers run at once on the same machine and take turns, so that what else it does hits both
 alike. Each has a job that holds memory, for which the 10,000 wait; those that are measured ask for
@@ -6,21 +6,18 @@ less and come first. Times of states are the store's own, in microseconds; those
 its `die` events'. Beside that: reading a finished log of 1,000,000 lines, packed, against `cat`.
 """
 
-import argparse
 import asyncio
 import contextlib
 import json
-import os
 import random
 import socket
 import sqlite3
 import statistics
 import subprocess
-import sys
 import tempfile
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
@@ -33,6 +30,8 @@ from ciworker.domain.job import Spec
 from ciworker.domain.log import Run, Stream, pack_runs
 from ciworker.store.schema import microseconds
 from ciworker.store.session import Database
+from scripts.bench.rounds import Check, Ground, shown
+from scripts.bench.worker import cpu
 from tests.driver import Worker
 
 GIB = 2**30
@@ -44,6 +43,7 @@ IN_A_ROW = 200
 LIST_LIMIT = 0.010  # seconds, the median
 SLOWER = 1.2
 OF_CAT = 0.4  # of its speed
+COMPARED = ("list", "submit", "created -> starting", "die event -> end", "resync")
 COUNTED = {"engine calls": "engine_call_seconds", "commits": "store_commit_seconds"}
 
 
@@ -63,11 +63,7 @@ class Side:
 
     def cpu(self) -> float:
         """Seconds of CPU that the worker has used."""
-        assert self.worker.process is not None
-        fields = (
-            Path(f"/proc/{self.worker.process.pid}/stat").read_text().rpartition(")")[2].split()
-        )
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        return cpu(self.worker)
 
     async def counts(self) -> dict[str, float]:
         """What it says that it did since its start."""
@@ -279,11 +275,7 @@ async def measure_log(side: Side, job: str, rounds: int) -> None:
     async with asyncio.timeout(120):
         while side.ask("SELECT count(*) FROM job WHERE finished_at > 0 AND log_packed = 0")[0][0]:
             await asyncio.sleep(0.2)
-    ((packed, plain),) = side.ask(
-        f"SELECT sum(length(data) + length(runs)), max(total_bytes) FROM log_chunk "
-        f"WHERE job_id = '{job}'"
-    )
-    print(f"\na finished log of {LINES:,} lines: {plain:,} bytes, packed {packed:,}")
+    ((plain,),) = side.ask(f"SELECT max(total_bytes) FROM log_chunk WHERE job_id = '{job}'")
     with tempfile.NamedTemporaryFile() as same:
         Path(same.name).write_bytes(await side.worker.text(job))
         for _ in range(rounds):
@@ -348,19 +340,27 @@ async def block(worker: Worker) -> None:
     await worker.wait(job, "running")
 
 
-async def compare(chosen: argparse.Namespace, folder: Path) -> dict[str, Side]:
+@dataclass(frozen=True)
+class Sizes:
+    """Jobs in the aged store, and how often each side takes its turn."""
+
+    finished: int
+    queued: int
+    rounds: int
+
+
+async def compare(sizes: Sizes, image: str, folder: Path) -> dict[str, Side]:
     """What was measured of a worker with an `empty` store, and of one with an `aged` one."""
     settings = {
-        "default_image": os.environ["CI_TEST_IMAGE"], "max_jobs": "3", "max_memory": "2g",
+        "default_image": image, "max_jobs": "3", "max_memory": "2g",
         "job_memory": "256m", "max_job_memory": "2g", "resync_interval": "1h",
     }  # fmt: skip
     sides = {name: Side(Worker(folder / name, settings)) for name in ("empty", "aged")}
     try:
-        long = await make_old(sides["aged"].worker, chosen.finished, chosen.queued)
+        await make_old(sides["aged"].worker, sizes.finished, sizes.queued)
         for side in sides.values():
             await start(side.worker)
-        await measure_log(sides["aged"], long, chosen.downloads)
-        await measure_jobs(sides, chosen.rounds)
+        await measure_jobs(sides, sizes.rounds)
         for side in sides.values():
             await measure_cpu(side)
     finally:
@@ -370,49 +370,45 @@ async def compare(chosen: argparse.Namespace, folder: Path) -> dict[str, Side]:
 
 
 async def start(worker: Worker) -> None:
-    began = time.perf_counter()
     await worker.start()
-    print(f"{worker.data_dir.parent.name}: ready after {time.perf_counter() - began:.2f} s")
     await block(worker)
 
 
-def judge(sides: dict[str, Side]) -> bool:
+async def checks(ground: Ground) -> Sequence[Check]:
+    """S12."""
+    sizes = Sizes(finished=100_000, queued=10_000, rounds=ground.rounds)
+    sides = await compare(sizes, ground.image, ground.folder)
     empty, aged = sides["empty"], sides["aged"]
-    print(f"\n{'median ms':<22}{'empty':>10}{'aged':>10}{'ratio':>8}  (aged: min, max)")
-    for name in empty.times:
-        a, b = empty.median(name), aged.median(name)
-        spread = f"({min(aged.times[name]) * 1e3:.2f}, {max(aged.times[name]) * 1e3:.2f})"
-        print(f"{name:<22}{a * 1e3:>10.2f}{b * 1e3:>10.2f}{b / a:>8.2f}  {spread}")
-    for what in COUNTED:
-        print(f"{what + ' a round':<22}{empty.work[what]:>10.1f}{aged.work[what]:>10.1f}")
-    verdicts = {
-        "list p50 < 10 ms": aged.median("list") < LIST_LIMIT,
-        "a page of the long log, p50 < 10 ms": aged.median("page") < LIST_LIMIT,
-        "S13: download >= 0.4 x cat": aged.median("cat") >= OF_CAT * aged.median("download"),
-    }
-    for name in ("created -> starting", "die event -> end", "resync"):
-        verdicts[f"{name} within 20 %"] = aged.median(name) <= SLOWER * empty.median(name)
-    print(
-        f"download {aged.median('download') * 1e3:.0f} ms, cat {aged.median('cat') * 1e3:.0f} ms: "
-        f"{aged.median('cat') / aged.median('download'):.2f} x; "
-        f"a page of {PAGE} lines {aged.median('page') * 1e3:.1f} ms"
-    )
-    for name, good in verdicts.items():
-        print(f"{'PASS' if good else 'MISS'}  {name}")
-    return all(verdicts.values())
+    found = [
+        Check("S12", f"{name}, beside an empty store", _ratios(aged, empty, name), SLOWER,
+              note=_medians(aged, empty, name))
+        for name in COMPARED
+    ]  # fmt: skip
+    return [*found, Check("S12", "a list of jobs", aged.times["list"], LIST_LIMIT, "ms")]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--finished", type=int, default=100_000)
-    parser.add_argument("--queued", type=int, default=10_000)
-    parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--downloads", type=int, default=7)
-    chosen = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="aged-") as folder:
-        sides = asyncio.run(compare(chosen, Path(folder)))
-    sys.exit(0 if judge(sides) else 1)
+def _ratios(aged: Side, empty: Side, name: str) -> list[float]:
+    return [a / b for a, b in zip(aged.times[name], empty.times[name], strict=True)]
 
 
-if __name__ == "__main__":
-    main()
+def _medians(aged: Side, empty: Side, name: str) -> str:
+    return f"aged {shown(aged.median(name), 'ms')}; empty {shown(empty.median(name), 'ms')}"
+
+
+async def download_checks(ground: Ground) -> Sequence[Check]:
+    """S13."""
+    worker = Worker(ground.folder / "long", {"default_image": ground.image})
+    side = Side(worker)
+    try:
+        long = await make_old(worker, finished=1, queued=0)
+        await worker.start()
+        await measure_log(side, long, ground.rounds)
+    finally:
+        await worker.destroy()
+    speeds = [cat / got for cat, got in zip(side.times["cat"], side.times["download"], strict=True)]
+    note = "; ".join(f"{name} {shown(side.median(name), 'ms')}" for name in ("download", "cat"))
+    return [
+        Check("S13", f"a log of {LINES:,} lines, beside cat", speeds, OF_CAT, least=True,
+              note=note),
+        Check("S13", f"a page of {PAGE} lines of it", side.times["page"], LIST_LIMIT, "ms"),
+    ]  # fmt: skip

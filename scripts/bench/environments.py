@@ -8,9 +8,9 @@ time is that of the whole process.
 
 import argparse
 import asyncio
+import itertools
 import json
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from scripts.bench import interrupt
-from scripts.bench.latency import Samples, Target
+from scripts.bench.rounds import Broken, Check, Contender, Samples, taking_turns
 from tests.driver import Worker
 from tests.published import (
     HISTOGRAMS,
@@ -35,15 +35,11 @@ PROJECT = HISTOGRAMS
 EDITED = "tests/test_basic.py"
 BESIDE_INSTALLING = 0.2  # times a container that installs and tests
 BEYOND_BARE = 0.5  # seconds over pytest alone
-WARM_UP = 1
+TIME = "time"
 CICLIENT = str(Path(sys.executable).parent / "ciclient")
 
 FIRST_SUBMIT, SUBMIT = "first submit", "submit"
 INSTALLING, BARE = "docker run that installs", "bare pytest"
-
-
-class Broken(Exception):
-    """A contender's tests did not pass: its time says nothing."""
 
 
 @dataclass(frozen=True)
@@ -110,62 +106,34 @@ def index_flags() -> Sequence[str]:
 
 
 async def measure(bench: Bench, rounds: int) -> Samples:
-    contenders: list[tuple[str, Callable[[], Awaitable[float]]]] = [
-        (INSTALLING, bench.docker_run),
-        (BARE, bench.bare_pytest),
-        (SUBMIT, bench.submit),
-    ]
-    samples = Samples()
-    samples.add(FIRST_SUBMIT, await bench.submit())
-    for number in range(-WARM_UP, rounds):
-        bench.edit(number)
-        turn = number % len(contenders)
-        for name, run in [*contenders[turn:], *contenders[:turn]]:
-            seconds = await run()
-            if number >= 0:
-                samples.add(name, seconds)
+    turn = itertools.count()
+
+    def after_an_edit(run: Callable[[], Awaitable[float]]) -> Contender:
+        async def edited() -> Mapping[str, float]:
+            bench.edit(next(turn))
+            return {TIME: await run()}
+
+        return edited
+
+    first = await bench.submit()
+    contenders = {INSTALLING: bench.docker_run, BARE: bench.bare_pytest, SUBMIT: bench.submit}
+    samples = await taking_turns(
+        {name: after_an_edit(run) for name, run in contenders.items()}, rounds
+    )
+    samples.add(FIRST_SUBMIT, {TIME: first})
     return samples
 
 
-def targets(samples: Samples) -> list[Target]:
-    submit = samples.median(SUBMIT)
+def checks(samples: Samples) -> list[Check]:
+    pairs = zip(samples.of[SUBMIT, TIME], samples.of[BARE, TIME], strict=True)
+    note = f"the first submit, which sets up: {samples.median(FIRST_SUBMIT, TIME):.2f} s"
     return [
-        Target(
-            f"submit of an edited tree, beside {INSTALLING}",
-            submit / samples.median(INSTALLING),
-            BESIDE_INSTALLING,
-            "x",
-        ),
-        Target(
-            f"submit of an edited tree, beyond {BARE}",
-            submit - samples.median(BARE),
-            BEYOND_BARE,
-            "s",
-        ),
-    ]
-
-
-def rows(samples: Samples) -> list[dict[str, object]]:
-    base = samples.median(INSTALLING)
-    return [
-        {
-            "what": name,
-            "min_s": round(min(values), 2),
-            "median_s": round(statistics.median(values), 2),
-            "max_s": round(max(values), 2),
-            "ratio": round(statistics.median(values) / base, 2),
-        }
-        for name, values in samples.of.items()
-    ]
-
-
-def report(facts: Mapping[str, object], table: Sequence[Mapping[str, object]]) -> str:
-    told = ", ".join(f"{name} {value}" for name, value in facts.items())
-    lines = [told, "", f"{'':<26}{'min':>8}{'median':>8}{'max':>8}  beside {INSTALLING}"]
-    for row in table:
-        cells = "".join(f"{row[name]:>7}s" for name in ("min_s", "median_s", "max_s"))
-        lines.append(f"{row['what']:<26}{cells}  {row['ratio']:>6} x")
-    return "\n".join(lines)
+        Check("", f"submit of an edited tree, beside {INSTALLING}",
+              samples.ratios(TIME, SUBMIT, INSTALLING), BESIDE_INSTALLING,
+              note=samples.beside(TIME, SUBMIT, INSTALLING, "s")),
+        Check("", f"submit of an edited tree, beyond {BARE}",
+              [ours - bare for ours, bare in pairs], BEYOND_BARE, "s", note=note),
+    ]  # fmt: skip
 
 
 def machine(image: str, rounds: int) -> dict[str, object]:
@@ -207,14 +175,14 @@ def main() -> None:
         samples, facts = interrupt.run(run(options.rounds, os.environ["CI_TEST_IMAGE"]))
     except (Broken, NotInstalled) as error:
         sys.exit(f"environments: {error}")
-    reached, table = targets(samples), rows(samples)
+    reached = checks(samples)
     if options.json:
-        held = [{**vars(target), "met": target.met} for target in reached]
-        print(json.dumps({"machine": facts, "rows": table, "targets": held}, indent=2))
+        held = [{**vars(check), "reached": check.reached, "met": check.met} for check in reached]
+        print(json.dumps({"machine": facts, "targets": held}, indent=2))
     else:
-        print(report(facts, table))
-        print("\n" + "\n".join(target.line() for target in reached))
-    sys.exit(0 if all(target.met for target in reached) else 1)
+        print(", ".join(f"{name} {value}" for name, value in facts.items()))
+        print("\n" + "\n".join(check.line() for check in reached))
+    sys.exit(0 if all(check.met for check in reached) else 1)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from pathlib import Path
 import aiohttp
 
 from scripts.bench import interrupt
+from scripts.bench.process import cpu_nanoseconds
 from tests.driver import Worker
 
 SETTLE = 5.0  # seconds after the job: its container is removed, keys are worked off
@@ -165,9 +166,9 @@ class Counters:
     async def counting(self, into: list[Counts]) -> AsyncIterator[None]:
         """Append what happens within the block to `into`."""
         self.proxy.reset()
-        began, cpu = time.time(), cpu_seconds(self.pid)
+        began, cpu = time.time(), cpu_nanoseconds(self.pid)
         yield
-        ended, used = time.time(), cpu_seconds(self.pid) - cpu
+        ended, used = time.time(), (cpu_nanoseconds(self.pid) - cpu) / 1e9
         passed = [Traffic(**asdict(traffic)) for traffic in self.proxy.connections]
         await asyncio.sleep(0.1)  # strace's own writing
         into.append(self._counts(self.trace.between(began, ended), passed, ended - began, used))
@@ -199,12 +200,6 @@ class Counters:
         # A connected client's socket shows no path; the worker has no others to talk on.
         unix = "UNIX-STREAM" in call or "AF_UNIX" in call
         return "engine" if unix and call.startswith(TALK) else "other"
-
-
-def cpu_seconds(pid: int) -> float:
-    """CPU time of all threads of a process, to the nanosecond."""
-    tasks = Path(f"/proc/{pid}/task").iterdir()
-    return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9
 
 
 @contextlib.asynccontextmanager

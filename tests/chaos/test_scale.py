@@ -4,7 +4,6 @@ Here nothing fails for slowness: what is compared is work and CPU of two workers
 machine, and what one worker holds. Times and tighter bounds are those of `scripts/bench`.
 """
 
-import argparse
 from pathlib import Path
 
 import pytest
@@ -32,10 +31,8 @@ def test_a_rise_that_goes_away_before_the_end_is_no_flatness(fds: list[int], fla
 async def test_a_large_store_costs_no_more_work_than_an_empty_one(
     tmp_path: Path, image: str, monkeypatch: pytest.MonkeyPatch, row: Row
 ) -> None:
-    monkeypatch.setenv("CI_TEST_IMAGE", image)
     monkeypatch.setattr(aged, "LINES", 50_000)
-    chosen = argparse.Namespace(finished=FINISHED, queued=QUEUED, rounds=ROUNDS, downloads=1)
-    sides = await aged.compare(chosen, tmp_path)
+    sides = await aged.compare(aged.Sizes(FINISHED, QUEUED, ROUNDS), image, tmp_path)
 
     empty, old = sides["empty"], sides["aged"]
     for name in ("a round, CPU", "list, CPU", "resync, CPU"):
