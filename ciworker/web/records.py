@@ -50,10 +50,11 @@ def data_lines(chunk: Chunk) -> bytes:
 def _escaped(text: bytes) -> Sequence[bytes]:
     """Each line as JSON has it within its quotes; what is no UTF-8 is U+FFFD.
 
-    Within JSON's strings a quote never stands without a backslash, so that what is between two
-    strings is found nowhere else.
+    Within JSON's strings a newline is escaped, so that those of the indentation are found nowhere
+    else.
     """
-    return orjson.dumps(text.decode(errors="replace").split("\n"))[2:-2].split(b'","')
+    texts = text.decode(errors="replace").split("\n")
+    return orjson.dumps(texts, option=orjson.OPT_INDENT_2)[5:-3].split(b'",\n  "')
 
 
 def _data_lines(run: Run, first: int, texts: Sequence[bytes]) -> bytes:

@@ -4,6 +4,7 @@ Each call is one system call away from the socket, so that what a time stamp say
 came and not when an event loop got to them.
 """
 
+import contextlib
 import http.client
 import json
 import queue
@@ -153,19 +154,23 @@ class WorkerApi:
         return str(json.loads(content)["id"])
 
     def events(self, path: str) -> Iterator[Frame]:
-        """A stream's events as they come, until it ends."""
+        """A stream's events as they come, until it ends; all that are told once this returns."""
         connection = self._connect()
-        try:
-            connection.request("GET", f"/api/v1{path}", None, self._headers)
-            yield from _frames(connection.getresponse().readline)
-        finally:
-            connection.close()
+        connection.request("GET", f"/api/v1{path}", None, self._headers)
+        return _to_the_end(connection, connection.getresponse())
 
     def close(self) -> None:
         self._calls.close()
 
     def _connect(self) -> http.client.HTTPConnection:
         return http.client.HTTPConnection("127.0.0.1", self._port, timeout=PATIENCE)
+
+
+def _to_the_end(
+    connection: http.client.HTTPConnection, answer: http.client.HTTPResponse
+) -> Iterator[Frame]:
+    with contextlib.closing(connection):
+        yield from _frames(answer.readline)
 
 
 def _frames(readline: Callable[[], bytes]) -> Iterator[Frame]:

@@ -17,7 +17,7 @@ import pytest
 
 from tests.conftest import WorkerFactory
 from tests.driver import Worker, command, docker, tree
-from tests.e2e.follower import check_numbers, stored, told_end_once
+from tests.e2e.follower import WAIT, check_numbers, let_go, stored, told_end_once
 from tests.e2e.proxy import proxy
 
 MIB = 2**20
@@ -119,10 +119,11 @@ async def test_a_store_that_stalls_under_a_flood_blocks_nobody_and_loses_nothing
     await worker.start()
     asleep = await worker.submit("echo begun; sleep 600")
     await worker.wait(asleep, "running")
-    flooding = await worker.submit(f"seq {lines}; exit 3")
+    flooding = await worker.submit(f"seq 1000; {WAIT}; seq 1001 {lines}; exit 3")
     await worker.wait_for_text(flooding, b"1000\n")
     container = await worker.container(flooding)
     with write_lock(worker):
+        await let_go(worker, flooding)
         began = time.monotonic()
         status, _ = await worker.call("POST", f"/jobs/{asleep}/cancel")
         assert status in (202, 503)

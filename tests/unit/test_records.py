@@ -17,6 +17,7 @@ LINES = st.lists(st.tuples(STREAMS, st.integers(0, 2), TEXTS, st.booleans()), mi
 @example([(Stream.STDOUT, 0, b'","', True), (Stream.STDOUT, 0, b",", True)], 1)
 @example([(Stream.STDOUT, 0, b"\xe2\x82", True), (Stream.STDOUT, 0, b"\xac", True)], 1)
 @example([(Stream.STDOUT, 0, b"", True)] * 3, 1)
+@example([(Stream.STDOUT, 0, b'",', True), (Stream.STDOUT, 0, b"", True)], 1)
 def test_each_line_has_its_own_record(
     lines: list[tuple[Stream, int, bytes, bool]], first: int
 ) -> None:
