@@ -15,7 +15,7 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from signal import SIGKILL
 
-from ciworker.control.keys import DISPATCH, pool_key
+from ciworker.control.keys import DISPATCH, job_key, pool_key
 from ciworker.control.launcher import member_spec
 from ciworker.control.look import Outcome, buckets_of
 from ciworker.control.parts import Parts
@@ -361,6 +361,10 @@ class PoolController:
         takes = member.takes if member else 0
         spec = await self._spec(member) if member is not None and self.wants_any else None
         container = self._ours(await self._engine.inspect(name))
+        if holder := await self._holder(member, container):
+            self._queue.add(job_key(holder))
+            self._queue.add_after(pool_key(name), RETRY_FIRST)
+            return
         # No await from here to where a parked member is let go of: a job may take it meanwhile.
         if member is None:
             await self._remove_strange(container, outcomes)
@@ -370,6 +374,16 @@ class PoolController:
             parked = member.parked
             action = decide_member(_wanted(spec), container, held=_holds(parked, container))
             await self._act(_Look(member, spec, container, parked, action), outcomes)
+
+    async def _holder(self, member: Member | None, container: Container | None) -> str | None:
+        """The job that took it in an earlier life of the worker, which ended before it was renamed.
+
+        It has to find out that nothing was sent, so what it took is there until then.
+        """
+        parked = member.parked if member else None
+        if container is None or not container.parked or _holds(parked, container):
+            return None
+        return await self._jobs.holder(container.id)
 
     async def _spec(self, member: Member) -> ContainerSpec | None:
         """What is wanted of it; None while the engine has no such image."""

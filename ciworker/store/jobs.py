@@ -238,6 +238,11 @@ class Jobs:
         rows = await self._database.rows(select(JobRow.kind, JobRow.memory).where(_ACTIVE))
         return [(Kind(kind), memory) for kind, memory in rows]
 
+    async def holder(self, container: str) -> str | None:
+        """The job that starts or runs in this container, as far as that is committed."""
+        query = select(JobRow.id).where(_ACTIVE, col(JobRow.container_id) == container)
+        return await self._database.first(query)
+
     async def waiting(self, *, for_builds: bool = True) -> list[str]:
         """Queued jobs whose environment is not ready, or not known yet; oldest first.
 

@@ -72,6 +72,19 @@ async def inspected(container: str) -> dict[str, Any]:
     return found
 
 
+async def told(worker: Worker) -> dict[str, Any]:
+    """What the worker's log says of the resync at its last start."""
+    async with asyncio.timeout(DEADLINE):
+        while True:
+            lines = [json.loads(line) for line in worker.log.read_text().splitlines()]
+            found: dict[str, Any]
+            since = max(n for n, line in enumerate(lines) if line["event"] == "listening")
+            for found in lines[since:]:
+                if found["event"] == "resync":
+                    return found
+            await asyncio.sleep(0.02)
+
+
 async def resynced(worker: Worker) -> dict[str, list[str]]:
     """The buckets that are not empty."""
     code, report = await worker.call("POST", "/resync")
@@ -125,8 +138,7 @@ async def test_a_member_with_another_hash_is_recreated(brewing: Worker, image: s
     assert after[one] != before[one]
     assert after[two] == before[two]
     assert (await inspected(one))["Config"]["Labels"]["ciworker.spec"] != "another"
-    told = [json.loads(line) for line in brewing.log.read_text().splitlines()]
-    last = [line for line in told if line["event"] == "resync"][-1]
+    last = await told(brewing)
     assert (last["recreated"], last["started"]) == ([one], [two])
 
 
@@ -181,8 +193,7 @@ async def test_after_the_worker_s_end_the_same_containers_come_back_started(
     await brewing.start()
     await parked(brewing, 2)
     assert await member_ids(brewing) == before
-    told = [json.loads(line) for line in brewing.log.read_text().splitlines()]
-    assert [line["started"] for line in told if line.get("started")] == [sorted(before)]
+    assert (await told(brewing))["started"] == sorted(before)
     assert (await brewing.run("echo warm"))["container_id"] in before.values()
 
 

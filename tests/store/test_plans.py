@@ -24,6 +24,7 @@ QUESTIONS: dict[str, Callable[[Jobs, LogReader], Awaitable[object]]] = {
     "the first backoff": lambda jobs, _: jobs.next_backoff(),
     "the active jobs": lambda jobs, _: jobs.active(),
     "what the active jobs hold": lambda jobs, _: jobs.held(),
+    "who holds a container": lambda jobs, _: jobs.holder("c" * 64),
     "the waiting jobs": lambda jobs, _: jobs.waiting(),
     "the waiting jobs that show no build": lambda jobs, _: jobs.waiting(for_builds=False),
     "the jobs that wait for an environment": lambda jobs, _: jobs.waiting_for("e"),
