@@ -244,7 +244,7 @@ class Api:
             wish = response.headers.get("Retry-After", "")
             retry_after = min(float(wish), LONGEST_WAIT) if wish.isdecimal() else None
             if retry_after is not None:
-                detail += f" (try again in {wish} s)"
+                detail += f" (try again in {retry_after:.0f} s)"
             raise Unavailable(status, detail, retry_after)
         raise Refused(status, detail)
 

@@ -192,6 +192,7 @@ class Controller:
     async def _reconcile_job(self, job_id: str, outcomes: list[Outcome]) -> None:
         look: Look | None = None
         for _ in range(MOST_STEPS):
+            in_sight = self._engine_in_sight  # before the job is read: a restart is noted there
             job = await self._jobs.current(job_id)
             if job is None:
                 self._forget(job_id)
@@ -199,7 +200,6 @@ class Controller:
                 return
             if self._is_being_taken(job):
                 return
-            in_sight = self._engine_in_sight
             look = await self._look(job, look)
             if not await self._is_its_own_end(look, in_sight):
                 self._queue.add_after(job_key(job_id), RETRY_FIRST)

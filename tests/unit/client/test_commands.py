@@ -190,13 +190,14 @@ def test_a_refused_submit_prints_the_problem_s_detail(
     assert "error: timeout: 'soon' is no duration^[[2J\n" in result.err
 
 
+@pytest.mark.parametrize(("wish", "told"), [("30", "30"), ("9" * 400, "86400")])
 def test_a_busy_server_tells_when_to_come_back(
-    worker: FakeWorker, ciclient: Ciclient, here: Path
+    worker: FakeWorker, ciclient: Ciclient, here: Path, wish: str, told: str
 ) -> None:
-    worker.refusals["/api/v1/jobs"] = [(429, "too many submits", {"Retry-After": "30"})]
+    worker.refusals["/api/v1/jobs"] = [(429, "too many submits", {"Retry-After": wish})]
     result = ciclient("submit")
     assert result.code == 5
-    assert "too many submits (try again in 30 s)" in result.err
+    assert f"too many submits (try again in {told} s)" in result.err
 
 
 @pytest.mark.parametrize("reads_the_rest", [True, False])

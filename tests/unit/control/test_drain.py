@@ -81,15 +81,21 @@ async def test_a_drain_that_is_undone_starts_what_waits(life: Life, drain: Drain
     assert drain.stopped == 0
 
 
-async def test_a_drain_that_is_undone_while_it_tidies_up_does_not_stop(
-    life: Life, drain: Drained
-) -> None:
+async def begun_to_tidy(life: Life, drain: Drained) -> asyncio.Event:
+    """Drain until the last containers are asked for; that is answered once the event is set."""
     await life.comes_to_rest()
     gate, before = life.engine.hold("list"), life.calls("list")
     drain.begin()
     async with asyncio.timeout(PATIENCE):
         while life.calls("list") == before:
             await asyncio.sleep(0)
+    return gate
+
+
+async def test_a_drain_that_is_undone_while_it_tidies_up_does_not_stop(
+    life: Life, drain: Drained
+) -> None:
+    gate = await begun_to_tidy(life, drain)
     drain.undo()
     gate.set()
     assert (await life.ended(await life.submit())).reason is Reason.PASSED
@@ -99,12 +105,7 @@ async def test_a_drain_that_is_undone_while_it_tidies_up_does_not_stop(
 async def test_a_drain_that_begins_again_while_it_tidies_up_waits_for_what_was_admitted(
     life: Life, drain: Drained
 ) -> None:
-    await life.comes_to_rest()
-    gate, before = life.engine.hold("list"), life.calls("list")
-    drain.begin()
-    async with asyncio.timeout(PATIENCE):
-        while life.calls("list") == before:
-            await asyncio.sleep(0)
+    gate = await begun_to_tidy(life, drain)
     drain.undo()
     job = await life.submit("echo a; sleep 0.2")
     await life.running(job)
