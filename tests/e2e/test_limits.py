@@ -119,10 +119,13 @@ async def test_a_store_that_stalls_under_a_flood_blocks_nobody_and_loses_nothing
     await worker.start()
     asleep = await worker.submit("echo begun; sleep 600")
     await worker.wait(asleep, "running")
-    flooding = await worker.submit(f"seq {lines}; exit 3")
+    flooding = await worker.submit(
+        f"seq 1000; until [ -e ../go ]; do sleep 0.05; done; seq 1001 {lines}; exit 3"
+    )
     await worker.wait_for_text(flooding, b"1000\n")
     container = await worker.container(flooding)
     with write_lock(worker):
+        await docker("exec", container, "touch", "/workspace/go")
         began = time.monotonic()
         status, _ = await worker.call("POST", f"/jobs/{asleep}/cancel")
         assert status in (202, 503)
