@@ -3,7 +3,7 @@
 import { harmless } from "./said.js";
 import { word } from "./status.js";
 
-const PAUSE = 1500; // milliseconds in which what ends together is gathered
+const PAUSE = 1500; // milliseconds in which ends are gathered, and that what was said stays
 
 export class Announcer {
   #region;
@@ -21,14 +21,17 @@ export class Announcer {
     this.#timer ??= setTimeout(() => this.#speak(), PAUSE);
   }
 
+  /** At once; ends that wait to be told wait as long again, so that it can be heard. */
   say(text) {
     this.#region.textContent = harmless(text);
+    if (this.#timer === null) return;
+    clearTimeout(this.#timer);
+    this.#timer = setTimeout(() => this.#speak(), PAUSE);
   }
 
   #speak() {
-    this.say(sentence(this.#ended));
-    this.#ended = [];
     this.#timer = null;
+    this.say(sentence(this.#ended.splice(0)));
   }
 }
 
