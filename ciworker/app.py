@@ -32,6 +32,7 @@ from ciworker.domain.decide import Bucket
 from ciworker.engine.disks import Disks
 from ciworker.engine.docker import DockerEngine
 from ciworker.engine.events import EventWatch
+from ciworker.engine.sandbox import write_hosts
 from ciworker.feed.feed import Feed
 from ciworker.metrics import EngineMetrics, Metrics
 from ciworker.settings import Settings
@@ -206,7 +207,10 @@ class Worker:
         database = await Database.open(settings.database, self._metrics.store)
         try:
             instance = await instance_id(database, settings.instance)
-            async with DockerEngine(settings.docker_host, instance, self._metrics.engine) as engine:
+            hosts = write_hosts(settings.data_dir)
+            async with DockerEngine(
+                settings.docker_host, instance, self._metrics.engine, hosts
+            ) as engine:
                 await self._run(database, engine, instance)
         finally:
             await database.close()

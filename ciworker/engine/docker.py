@@ -54,6 +54,7 @@ from ciworker.errors import (
     NameTaken,
 )
 from ciworker.metrics import EngineMetrics, Metrics
+from ciworker.telemetry import logger
 
 CALL_TIMEOUT = 30.0
 PING_TIMEOUT = 2.0
@@ -96,7 +97,11 @@ class DockerEngine:
     """Implements `ciworker.engine.port.Engine` for the containers of one instance."""
 
     def __init__(
-        self, host: str | None, instance: str, metrics: EngineMetrics | None = None
+        self,
+        host: str | None,
+        instance: str,
+        metrics: EngineMetrics | None = None,
+        hosts: Path | None = None,
     ) -> None:
         """Make the clients; connects at the first call.
 
@@ -104,11 +109,13 @@ class DockerEngine:
             host: `unix://…` or `tcp://…`; None for `DOCKER_HOST`, else the local socket.
             instance: the value of the instance label that makes a container ours.
             metrics: where calls are counted.
+            hosts: the hosts file of containers without network, see `sandbox`; an engine that is
+                on another machine, or not in this one's file system, is told to do without.
         """
         self.metrics = metrics or Metrics().engine
         self.metrics.know(_CALLS, _STREAMS, EVENT_ACTIONS)
         self.host = host or os.environ.get("DOCKER_HOST") or _local_socket()
-        self._instance = instance
+        self._instance, self._hosts = instance, hosts
         self._calls = _client(self.host)
         self._streams = _client(self.host)
         self._pings = _client(self.host, force_close=True)
@@ -208,13 +215,26 @@ class DockerEngine:
     @_measured
     async def create(self, spec: ContainerSpec) -> str:
         try:
-            answer = await self._json(
-                "containers/create", "POST", params={"name": spec.name}, data=container_config(spec)
-            )
+            return await self._create(spec)
         except _Conflict as error:
             raise NameTaken(str(error)) from error
         except ContainerMissing as error:
             raise ImageMissing(str(error)) from error
+        except EngineRefused as error:
+            if self._hosts is None or f"does not exist: {self._hosts}" not in str(error):
+                raise
+            logger().warning(
+                "the engine does not see the worker's data folder: containers start slower",
+                error=str(error),
+            )
+            self._hosts = None
+            return await self._create(spec)
+
+    async def _create(self, spec: ContainerSpec) -> str:
+        config = container_config(spec, self._hosts)
+        answer = await self._json(
+            "containers/create", "POST", params={"name": spec.name}, data=config
+        )
         return str(answer["Id"])
 
     @_measured

@@ -4,11 +4,13 @@ import asyncio
 import os
 import uuid
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 
 from ciworker.engine import docker
 from ciworker.engine.docker import DockerEngine
+from ciworker.engine.sandbox import write_hosts
 from tests.engine.fake import FakeEngine
 from tests.engine.lab import Lab, children
 
@@ -46,13 +48,15 @@ async def fake_lab() -> AsyncIterator[Lab]:
 
 
 @pytest.fixture
-async def docker_lab(image: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Lab]:
+async def docker_lab(
+    image: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Lab]:
     instance = _instance()
 
     def limit_calls(seconds: float) -> None:
         monkeypatch.setattr(docker, "CALL_TIMEOUT", seconds)
 
-    async with DockerEngine(None, instance) as engine:
+    async with DockerEngine(None, instance, hosts=write_hosts(tmp_path)) as engine:
         lab = Lab(engine, "docker", instance, image, limit_calls)
         try:
             yield lab

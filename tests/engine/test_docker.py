@@ -20,6 +20,7 @@ from ciworker.domain.container import LABEL_INSTANCE
 from ciworker.domain.log import LogFrame, Stream
 from ciworker.engine.docker import DockerEngine
 from ciworker.engine.port import EngineInfo
+from ciworker.engine.sandbox import write_hosts
 from ciworker.errors import (
     EngineFailed,
     EngineRefused,
@@ -67,8 +68,11 @@ async def test_the_engine_confirms_every_limit_of_the_sandbox(lab: Lab) -> None:
     assert (host["ReadonlyRootfs"], host["Privileged"], host["Init"]) == (True, False, True)
     assert (host["Memory"], host["MemorySwap"]) == (64 * 2**20, 64 * 2**20)
     assert (host["NanoCpus"], host["PidsLimit"]) == (500_000_000, 33)
+    assert config["NetworkDisabled"]
     assert host["NetworkMode"] == "none"
     assert not host["Binds"]
+    [hosts] = host["Mounts"]
+    assert (hosts["Type"], hosts["Target"], hosts["ReadOnly"]) == ("bind", "/etc/hosts", True)
     assert sorted(host["Tmpfs"]) == ["/tmp", "/var/lib/thing", "/workspace"]
     assert all(f"size={16 * 2**20}" in options for options in host["Tmpfs"].values())
     assert host["LogConfig"]["Type"] == "json-file"
@@ -81,6 +85,55 @@ async def test_with_network_it_is_on_the_bridge(lab: Lab) -> None:
     described = _docker_inspect(await lab.engine.create(lab.spec(network=True)))
 
     assert described["HostConfig"]["NetworkMode"] == "bridge"
+    assert not described["Config"].get("NetworkDisabled")
+
+
+LOOPBACK = """
+import socket
+listener = socket.create_server(("localhost", 0))
+socket.create_connection(("localhost", listener.getsockname()[1]), timeout=5)
+print(sorted(name for _, name in socket.if_nameindex()))
+try:
+    socket.create_connection(("192.0.2.1", 80), timeout=5)
+except OSError as error:
+    print(error.strerror)
+"""
+
+
+async def test_without_network_there_is_a_loopback_device_that_localhost_names_and_no_other(
+    lab: Lab,
+) -> None:
+    said = await _said(lab, f"python3 -c '{LOOPBACK}'")
+
+    assert said.split("\n") == ["['lo']", "Network is unreachable", ""]
+
+
+@pytest.mark.parametrize("lost", ["never there", "gone"])
+async def test_an_engine_that_does_not_see_our_files_runs_jobs_on_its_own_empty_network(
+    lab: Lab, tmp_path: Path, lost: str
+) -> None:
+    hosts = write_hosts(tmp_path) if lost == "gone" else tmp_path / "none" / "hosts"
+    async with DockerEngine(None, lab.instance, hosts=hosts) as engine:
+        if lost == "gone":
+            await engine.create(lab.spec(name="before"))
+            hosts.unlink()
+        for name in ("one", "two"):
+            described = _docker_inspect(await engine.create(lab.spec(name=name)))
+            assert not described["Config"].get("NetworkDisabled")
+            assert described["HostConfig"]["NetworkMode"] == "none"
+            assert not described["HostConfig"].get("Mounts")
+
+
+async def test_an_operators_own_hosts_file_is_mounted_instead_of_ours(
+    lab: Lab, tmp_path: Path
+) -> None:
+    own = tmp_path / "own"
+    own.write_text("127.0.0.1 localhost elsewhere\n")
+    own.chmod(0o644)
+
+    said = await _said(lab, "cat /etc/hosts", mounts=[f"{own}:/etc/hosts:ro"])
+
+    assert said == own.read_text()
 
 
 async def test_inside_it_is_an_ordinary_user_without_any_capability(lab: Lab) -> None:
@@ -264,7 +317,7 @@ async def test_what_an_image_brings_along_changes_nothing(lab: Lab, awkward: str
 
     assert output == {Stream.STDOUT: b"/\n1000\ntmpfs\n", Stream.STDERR: b""}
     assert described["Config"]["StopSignal"] == "SIGTERM"
-    assert described["Mounts"] == []
+    assert [mount["Destination"] for mount in described["Mounts"]] == ["/etc/hosts"]
     assert "Health" not in described["State"]
 
 
