@@ -21,8 +21,9 @@ from ciworker.control.clock import SystemClock
 from ciworker.control.controller import WORKERS, Controller
 from ciworker.control.drain import Drain
 from ciworker.control.environments import EnvironmentController
+from ciworker.control.members import MemberStatus
 from ciworker.control.parts import Parts
-from ciworker.control.pool import MemberStatus, PoolController
+from ciworker.control.pool import PoolController
 from ciworker.control.resync import Resync
 from ciworker.control.retention import Retainer
 from ciworker.control.supervisor import Supervisor

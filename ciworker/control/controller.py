@@ -15,8 +15,9 @@ from ciworker.control.environments import EnvironmentController
 from ciworker.control.keys import DISPATCH, Key, Kind, environment_key, job_key
 from ciworker.control.life import Life, Patience, arm, facts_of, next_look
 from ciworker.control.look import Look, Outcome
+from ciworker.control.members import Parked
 from ciworker.control.parts import Parts
-from ciworker.control.pool import Parked, PoolController
+from ciworker.control.pool import PoolController
 from ciworker.control.steps import Steps
 from ciworker.domain.container import KIND_POOL, Container
 from ciworker.domain.decide import Action, Bucket, Verb, admit, decide

@@ -11,19 +11,19 @@ import asyncio
 import contextlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
-from enum import StrEnum
+from datetime import timedelta
 from signal import SIGKILL
 
 from ciworker.control.keys import DISPATCH, job_key, pool_key
 from ciworker.control.launcher import member_spec
 from ciworker.control.look import Outcome, buckets_of
+from ciworker.control.members import FINE, Member, MemberState, MemberStatus, Parked, PoolStatus
 from ciworker.control.parts import Parts
 from ciworker.domain.container import LABEL_SPEC, Container
 from ciworker.domain.decide import Bucket
 from ciworker.domain.job import Job, Kind, Spec
 from ciworker.domain.pool import MemberAction, Move, Wanted, decide_member, member_name
-from ciworker.engine.port import Attachment, ContainerSpec, Event
+from ciworker.engine.port import ContainerSpec, Event
 from ciworker.errors import (
     CiworkerError,
     EngineFailed,
@@ -38,86 +38,6 @@ RETRY_FIRST = 0.5
 RETRY_MOST = 60.0
 STEADY = 30.0  # seconds after which a member that died did not die again
 MOST_WAIT = 60.0
-
-
-class MemberState(StrEnum):
-    """What is told of a member."""
-
-    PARKED = "parked"
-    TAKEN = "taken"  # by a job; its place is filled again when that has ended
-    STARTING = "starting"
-    BACKING_OFF = "backing_off"  # it failed, and is tried again later
-    NO_MEMORY = "no_memory"  # waits for jobs to give some back
-    NO_IMAGE = "no_image"
-    DOWN = "down"  # as the operator wants it, or because the worker drains
-    UNWANTED = "unwanted"  # about to be removed
-
-
-_FINE = (MemberState.PARKED, MemberState.TAKEN, MemberState.DOWN)
-
-
-@dataclass(slots=True)
-class Parked:
-    """A member that a job may take. memory in bytes, cpus in cores; since: monotonic.
-
-    died: an event told so.
-    """
-
-    container: str
-    image: str
-    network: bool
-    memory: int
-    cpus: float
-    attachment: Attachment
-    since: float
-    died: bool = False
-
-
-@dataclass(slots=True)
-class Member:
-    """One place of the pool; all but the first two is what only this process knows of it.
-
-    promised: its memory is. waits: for memory. taken_by: the job that took its container and has
-    not ended; takes: how many did. free_at: when its place became free, monotonic. failures:
-    starts that failed, and deaths soon after one; error: the last one's; retry_at: when the next
-    start may be tried, monotonic.
-    """
-
-    name: str
-    entry: Parking
-    parked: Parked | None = None
-    promised: bool = False
-    waits: bool = False
-    no_image: bool = False
-    taken_by: str | None = None
-    takes: int = 0
-    free_at: float | None = None
-    failures: int = 0
-    error: str | None = None
-    retry_at: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class MemberStatus:
-    """What is told of one member. job: that took it; retry_at: when it is tried again."""
-
-    name: str
-    entry: str
-    state: MemberState
-    container: str | None = None
-    job: str | None = None
-    error: str | None = None
-    failures: int = 0
-    retry_at: datetime | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class PoolStatus:
-    """down: the operator wants no members."""
-
-    down: bool
-    entries: Sequence[Parking]
-    members: Sequence[MemberStatus]
 
 
 class PoolController:
@@ -219,7 +139,7 @@ class PoolController:
             state=state,
             container=parked.container if parked else there.id if there else None,
             job=member.taken_by,
-            error=None if state in _FINE else member.error,
+            error=None if state in FINE else member.error,
             failures=member.failures,
             retry_at=retry_at,
         )

@@ -15,9 +15,9 @@ from ciworker.control.launcher import Sender, container_spec, engine_log_size
 from ciworker.control.life import Life
 from ciworker.control.logpump import END_OF_STREAM_WAIT, LogLimits, LogPump
 from ciworker.control.look import Look
+from ciworker.control.members import Parked
 from ciworker.control.needs import Needs
 from ciworker.control.parts import Parts
-from ciworker.control.pool import Parked
 from ciworker.control.pulls import Pulls
 from ciworker.domain.decide import Verb
 from ciworker.domain.environment import SHOWN

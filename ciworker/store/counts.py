@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import text
-from sqlmodel.ext.asyncio.session import AsyncSession
+from sqlmodel import Session
 
 from ciworker.store.session import Database
 
@@ -54,14 +54,14 @@ class Counter:
         return await self._database.read(_counts)
 
 
-async def _counts(session: AsyncSession) -> Counts:
-    connection = await session.connection()
-    hidden = _numbers(await connection.execute(_HIDDEN))
-    stored = _numbers(await connection.execute(_BY_STATUS))
+def _counts(session: Session) -> Counts:
+    connection = session.connection()
+    hidden = _numbers(connection.execute(_HIDDEN))
+    stored = _numbers(connection.execute(_BY_STATUS))
     by_status = {status: number - hidden.get(status, 0) for status, number in stored.items()}
-    for_a_slot = _numbers(await connection.execute(_FOR_A_SLOT))
-    waiting = (await connection.execute(_FOR_ENVIRONMENTS)).scalar_one()
-    environments = (await connection.execute(_ENVIRONMENTS)).scalar_one()
+    for_a_slot = _numbers(connection.execute(_FOR_A_SLOT))
+    waiting = (connection.execute(_FOR_ENVIRONMENTS)).scalar_one()
+    environments = (connection.execute(_ENVIRONMENTS)).scalar_one()
     return Counts(by_status, for_a_slot, waiting, environments)
 
 

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import orjson
 from sqlalchemy import Row, Table, and_, exists, func, insert, literal_column, or_, update
 from sqlalchemy import select as sql_select
+from sqlalchemy.orm import Session
 from sqlalchemy.sql.dml import ReturningUpdate
 from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
@@ -109,8 +110,10 @@ class Jobs:
         """
 
         async def work(session: AsyncSession) -> Job:
-            if key and (earlier := await _submitted(session, submitter, key, job.created_at)):
-                return await _read(session, earlier)
+            if key:
+                earlier = await session.run_sync(_submitted, submitter, key, job.created_at)
+                if earlier is not None:
+                    return earlier
             session.add(_row(job))
             await session.flush()
             if key:
@@ -130,12 +133,7 @@ class Jobs:
 
     async def submitted(self, submitter: str, key: str, now: datetime) -> Job | None:
         """The job made with this Idempotency-Key within the last 24 hours."""
-
-        async def work(session: AsyncSession) -> Job | None:
-            found = await _submitted(session, submitter, key, now)
-            return await _read(session, found) if found else None
-
-        return await self._database.read(work)
+        return await self._database.read(lambda session: _submitted(session, submitter, key, now))
 
     async def current(self, job_id: str) -> Job | None:
         """The job as it was last committed; `log_lines` may be behind while it runs."""
@@ -370,7 +368,7 @@ class Jobs:
         """Write facts beside the status, and a line of history. None: ended, or never was."""
 
         async def work(session: AsyncSession) -> Job | None:
-            job = await _find(session, job_id)
+            job = await session.run_sync(_find, job_id)
             if job is None or job.status.terminal:
                 return None
             connection = await session.connection()
@@ -436,7 +434,7 @@ _EVENTS: Table = JobEventRow.__table__  # type: ignore[attr-defined] # likewise
 _COLUMNS = (*_JOBS.columns, _LOG_LINES)
 
 
-async def _submitted(session: AsyncSession, submitter: str, key: str, now: datetime) -> str | None:
+def _submitted(session: Session, submitter: str, key: str, now: datetime) -> Job | None:
     query = (
         select(SubmissionRow.job_id)
         .join(JobRow)
@@ -447,7 +445,8 @@ async def _submitted(session: AsyncSession, submitter: str, key: str, now: datet
             _THERE,
         )
     )
-    return (await session.exec(query)).first()
+    found = session.connection().execute(query).scalar()
+    return _find(session, found) if found else None
 
 
 def _changed(job_id: str, values: Mapping[str, Any]) -> ReturningUpdate[Any]:
@@ -456,17 +455,10 @@ def _changed(job_id: str, values: Mapping[str, Any]) -> ReturningUpdate[Any]:
     return statement.returning(*_COLUMNS)
 
 
-async def _find(session: AsyncSession, job_id: str) -> Job | None:
-    connection = await session.connection()
+def _find(session: Session, job_id: str) -> Job | None:
     query = sql_select(*_COLUMNS).where(col(JobRow.id) == job_id, _THERE)
-    row = (await connection.execute(query)).first()
+    row = session.connection().execute(query).first()
     return _job(row) if row else None
-
-
-async def _read(session: AsyncSession, job_id: str) -> Job:
-    job = await _find(session, job_id)
-    assert job is not None
-    return job
 
 
 def _event(

@@ -11,15 +11,14 @@ import asyncio
 import contextlib
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 from weakref import WeakSet
 
 from sqlalchemy import ScalarSelect, literal_column
 from sqlalchemy.orm import aliased
-from sqlmodel import col, select
-from sqlmodel.ext.asyncio.session import AsyncSession
+from sqlmodel import Session, col, select
 
 from ciworker.domain.log import Chunk, Cursor, PackedChunk, Position, pack_runs
 from ciworker.errors import StoreRefused, TryAgain, Unknown
@@ -43,9 +42,6 @@ CHUNKS_PER_READ = 256
 BYTES_PER_READ = 2**20  # of chunks read at once; the first one may be larger
 BYTES_PER_STREAM_READ = 2 * BYTES_PER_READ
 LAST_LINE = 2**62  # no log has so many
-
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,25 +234,23 @@ class LogReader:
         `after` and up to number `upto`; the first one cut, and there however large. [] only at
         the end of the log.
         """
-        rows = await self._rows(job_id, after, limit, size, upto)
-        return await _off_loop(rows, lambda: [c.unpacked().after(after) for c in _plain(rows)])
+
+        def work(session: Session) -> list[Chunk]:
+            rows = _rows(session, job_id, after=after, upto=upto, limit=limit, size=size)
+            return [chunk.unpacked().after(after) for chunk in _plain(rows)]
+
+        return await self._database.read(work)
 
     async def packed(
         self, job_id: str, after: int, limit: int, size: int = BYTES_PER_READ
     ) -> list[PackedChunk]:
         """The same chunks without being cut: for whoever takes no time of the loop to read them."""
-        rows = await self._rows(job_id, after, limit, size, LAST_LINE)
-        return await _off_loop(rows, lambda: _plain(rows))
 
-    async def _rows(
-        self, job_id: str, after: int, limit: int, size: int, upto: int
-    ) -> Sequence[Any]:
-        async def work(session: AsyncSession) -> Sequence[Any]:
-            return await _rows(
-                session, job_id, after=max(0, after), upto=upto, limit=limit, size=size
+        def work(session: Session) -> list[PackedChunk]:
+            return _plain(
+                _rows(session, job_id, after=after, upto=LAST_LINE, limit=limit, size=size)
             )
 
-        # One state of the database for all of it: packing may replace chunks at any time.
         return await self._database.read(work)
 
     async def stream(self, job_id: str, after: int, upto: int) -> AsyncGenerator[Chunk]:
@@ -300,18 +294,21 @@ class LogReader:
                 del self._reading[job_id]
 
 
-async def _rows(
-    session: AsyncSession, job_id: str, *, after: int, upto: int, limit: int, size: int
+def _rows(
+    session: Session, job_id: str, *, after: int, upto: int, limit: int, size: int
 ) -> Sequence[Any]:
-    """First line, count, data, runs and whether they are packed, of chunks as they are stored."""
-    row = LogChunkRow
+    """First line, count, data, runs and whether they are packed, of chunks as they are stored.
+
+    All of one state of the database: packing may replace chunks at any time.
+    """
+    row, after = LogChunkRow, max(0, after)
     holding = (
         select(row.first, row.count, row.total_bytes)
         .where(col(row.job_id) == job_id, col(row.first) <= after + 1)
         .order_by(col(row.first).desc())
         .limit(1)
     )
-    start = (await session.exec(holding)).first()
+    start = session.exec(holding).first()
     if start is None or start[0] + start[1] <= after + 1:
         return []
     query = (
@@ -324,7 +321,7 @@ async def _rows(
         .order_by(col(row.first))
         .limit(limit)
     )
-    found: Sequence[Any] = (await session.exec(query)).all()
+    found: Sequence[Any] = session.exec(query).all()
     return found
 
 
@@ -334,11 +331,6 @@ def _plain(rows: Sequence[Any]) -> list[PackedChunk]:
         plain = unpacked(data, runs) if packed else (data, runs)
         found.append(PackedChunk(first, count, *plain))
     return found
-
-
-async def _off_loop(rows: Sequence[Any], work: Callable[[], list[T]]) -> list[T]:
-    """In a thread if any of the rows has to be decompressed, which takes its time."""
-    return await asyncio.to_thread(work) if any(row[-1] for row in rows) else work()
 
 
 _COPIED = aliased(LogChunkRow)  # made once: it takes almost as long as the query

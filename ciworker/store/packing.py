@@ -132,11 +132,9 @@ class Packer:
         await self._database.write(work, durable=False)
 
     async def _select(self, statement: str, values: tuple[Any, ...]) -> Sequence[Any]:
-        async def work(session: AsyncSession) -> Sequence[Any]:
-            connection = await session.connection()
-            return (await connection.exec_driver_sql(statement, values)).all()
-
-        return await self._database.read(work)
+        return await self._database.read(
+            lambda session: session.connection().exec_driver_sql(statement, values).all()
+        )
 
 
 def unpacked(data: bytes, runs: bytes) -> tuple[bytes, bytes]:

@@ -142,11 +142,9 @@ class Retention:
         return [str(job_id) for (job_id,) in await self._select(statement, values)]
 
     async def _select(self, statement: str, values: tuple[Any, ...]) -> Sequence[Any]:
-        async def work(session: AsyncSession) -> Sequence[Any]:
-            connection = await session.connection()
-            return (await connection.exec_driver_sql(statement, values)).all()
-
-        return await self._database.read(work)
+        return await self._database.read(
+            lambda session: session.connection().exec_driver_sql(statement, values).all()
+        )
 
     async def _delete(self, statement: str, values: tuple[Any, ...]) -> int:
         async def work(session: AsyncSession) -> int:

@@ -49,14 +49,12 @@ class Database:
     def __init__(
         self,
         writer: AsyncEngine,
-        readers: AsyncEngine,
-        queries: "Queries",
+        readers: "Readers",
         held: AsyncConnection,
         metrics: StoreMetrics,
     ) -> None:
         self._writer = writer
         self._readers = readers
-        self._queries = queries
         self._held = held
         self._metrics = metrics
         self._writes = asyncio.Lock()
@@ -74,10 +72,8 @@ class Database:
             StoreRefused: it comes from a later release or is no database.
             StoreUnavailable: it is locked, unreadable, or its disk is full.
         """
-        writer = _engine(path, size=1, begin="BEGIN IMMEDIATE")
-        readers = _engine(path, size=READERS, begin="BEGIN")
+        writer = _writer(path)
         async with contextlib.AsyncExitStack() as undo:
-            undo.push_async_callback(readers.dispose)
             undo.push_async_callback(writer.dispose)
             try:
                 with translated():
@@ -87,16 +83,16 @@ class Database:
             except StoreUnavailable as error:
                 raise _explained(error, path) from error
             undo.pop_all()
-        return cls(writer, readers, Queries(path), held, metrics or Metrics().store)
+        return cls(writer, Readers(path), held, metrics or Metrics().store)
 
     async def close(self) -> None:
         """Fold the WAL into the file and end the driver's threads."""
         await _to_its_end(self._close())
 
-    async def read(self, work: Callable[[AsyncSession], Awaitable[T]]) -> T:
-        """Run `work` on one state of the database; it can change nothing."""
+    async def read(self, work: Callable[[Session], T]) -> T:
+        """Run `work` on one state of the database, in a thread; it can change nothing."""
         async with _turn(self._reads):
-            return await _to_its_end(self._snapshot(work))
+            return await _to_its_end(self._readers.run(work))
 
     @overload
     async def rows(self, query: SelectOfScalar[T]) -> Sequence[T]: ...
@@ -109,12 +105,12 @@ class Database:
             found: Sequence[Any] = session.exec(query).all()
             return found
 
-        return await self._query(work)
+        return await self.read(work)
 
     async def table(self, query: Executable) -> Sequence[Row[Any]]:
         """All rows of a query over columns: without entities, at a third of their cost."""
 
-        return await self._query(lambda session: session.connection().execute(query).all())
+        return await self.read(lambda session: session.connection().execute(query).all())
 
     @overload
     async def first(self, query: SelectOfScalar[T]) -> T | None: ...
@@ -152,15 +148,6 @@ class Database:
             with self._metrics.log.time():
                 await _to_its_end(self._execute(statement, values))
 
-    async def _query(self, work: Callable[[Session], T]) -> T:
-        async with _turn(self._reads):
-            return await _to_its_end(self._queries.run(work))
-
-    async def _snapshot(self, work: Callable[[AsyncSession], Awaitable[T]]) -> T:
-        with translated():
-            async with AsyncSession(self._readers, expire_on_commit=False) as session:
-                return await work(session)
-
     async def _transaction(
         self,
         work: Callable[[AsyncSession], Awaitable[T]],
@@ -194,14 +181,13 @@ class Database:
     async def _close(self) -> None:
         async with self._writes:
             await self._held.close()
-            self._queries.close()
-            await self._readers.dispose()
+            self._readers.close()
             await self._writer.dispose()  # the last one: it folds the WAL
 
 
-class Queries:
-    """Single queries, each in one hop to a thread; through the async driver it takes about seven,
-    which cost more than SQLite does.
+class Readers:
+    """Reads, each in one hop to a thread; through the async driver a query takes about seven, which
+    cost more than SQLite does.
     """
 
     def __init__(self, path: Path) -> None:
@@ -213,7 +199,7 @@ class Queries:
             connect_args={**_connect_args(), "check_same_thread": False},
         )
         _prepare(self._engine, "BEGIN")
-        self._threads = ThreadPoolExecutor(READERS, thread_name_prefix="query")
+        self._threads = ThreadPoolExecutor(READERS, thread_name_prefix="reader")
 
     async def run(self, work: Callable[[Session], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, self._run, work)
@@ -268,15 +254,15 @@ async def _to_its_end(work: Coroutine[Any, Any, T]) -> T:
         raise
 
 
-def _engine(path: Path, *, size: int, begin: str) -> AsyncEngine:
+def _writer(path: Path) -> AsyncEngine:
     engine = create_async_engine(
         URL.create("sqlite+aiosqlite", database=str(path)),
         poolclass=AsyncAdaptedQueuePool,
-        pool_size=size,
+        pool_size=1,
         max_overflow=0,
         connect_args=_connect_args(),
     )
-    _prepare(engine.sync_engine, begin)
+    _prepare(engine.sync_engine, "BEGIN IMMEDIATE")
     return engine
 
 

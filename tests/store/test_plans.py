@@ -57,16 +57,14 @@ QUESTIONS: dict[str, Callable[[Jobs, LogReader], Awaitable[object]]] = {
 async def asked(database: Database) -> AsyncIterator[list[tuple[str, Any]]]:
     """Every statement that readers execute, with its values."""
     statements: list[tuple[str, Any]] = []
-    engines = (database._queries._engine, database._readers.sync_engine)
+    engine = database._readers._engine
 
     def keep(_conn: object, _cursor: object, statement: str, values: Any, *_: object) -> None:
         statements.append((statement, values))
 
-    for engine in engines:
-        event.listen(engine, "before_cursor_execute", keep)
+    event.listen(engine, "before_cursor_execute", keep)
     yield statements
-    for engine in engines:
-        event.remove(engine, "before_cursor_execute", keep)
+    event.remove(engine, "before_cursor_execute", keep)
 
 
 async def plans(database: Database, statements: list[tuple[str, Any]]) -> list[str]:

@@ -311,7 +311,7 @@ async def test_workspaces_are_needed_by_jobs_and_by_setups_that_are_not_over(job
 
 async def test_the_oldest_are_found_by_an_index(database: Database, retention: Retention) -> None:
     asked: list[tuple[str, Any]] = []
-    engine = database._readers.sync_engine
+    engine = database._readers._engine
 
     @event.listens_for(engine, "before_cursor_execute")
     def keep(_conn: object, _cursor: object, statement: str, values: Any, *_: object) -> None:

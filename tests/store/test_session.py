@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from sqlmodel import col, select
+from sqlmodel import Session, col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from ciworker.errors import Invalid, StoreRefused, StoreUnavailable
@@ -223,9 +223,9 @@ async def test_readers_see_what_was_committed_and_not_what_is_being_written(
 
 
 async def test_a_reader_cannot_write(database: Database) -> None:
-    async def work(session: AsyncSession) -> None:
+    def work(session: Session) -> None:
         session.add(MetaRow(key="k", value="x"))
-        await session.flush()
+        session.flush()
 
     with pytest.raises(StoreUnavailable, match="readonly"):
         await database.read(work)

@@ -13,7 +13,7 @@ from ciworker.control import pool
 from ciworker.control.drain import Drain
 from ciworker.control.keys import job_key
 from ciworker.control.life import Life, Patience, arm
-from ciworker.control.pool import MemberState, MemberStatus
+from ciworker.control.members import MemberState, MemberStatus
 from ciworker.domain.container import (
     KIND_POOL,
     LABEL_INSTANCE,
