@@ -306,9 +306,14 @@ async def docker(*words: str, check: bool = True) -> bytes:
 
 
 async def touch(container: str, path: str = "/workspace/go") -> None:
-    """Make a file that a container waits for; it may end of that, and take `touch` with it."""
+    """Make a file that a container waits for."""
+    await inside(container, "touch", path)
+
+
+async def inside(container: str, *words: str) -> None:
+    """Run a command in a container, which may end of that, and take the command with it."""
     process = await asyncio.create_subprocess_exec(
-        "docker", "exec", container, "touch", path, stderr=asyncio.subprocess.PIPE
+        "docker", "exec", container, *words, stderr=asyncio.subprocess.PIPE
     )
     _, err = await process.communicate()
     assert process.returncode in {0, 128 + signal.SIGKILL}, err.decode()

@@ -8,7 +8,7 @@ from playwright.async_api import Page, Route, expect
 
 from tests.browser.conftest import Visit
 from tests.browser.jobpage import JobPage, printed
-from tests.driver import Worker, docker
+from tests.driver import Worker, inside
 from tests.e2e.follower import WAIT, let_go
 
 MOST_ROWS = 50_000
@@ -19,7 +19,7 @@ MANY = 120_000
 async def step(worker: Worker, job_id: str, count: int) -> None:
     """Have a job that runs ON_DEMAND print so many lines more; 0 ends it."""
     ask = f"until [ -p /workspace/steps ]; do sleep 0.05; done; echo {count} > /workspace/steps"
-    await docker("exec", await worker.container(job_id), "sh", "-c", ask)
+    await inside(await worker.container(job_id), "sh", "-c", ask)
 
 
 ON_DEMAND = """\

@@ -156,8 +156,13 @@ async def test_a_key_that_is_held_at_the_last_loaded_hit_asks_for_more_once(
         await route.continue_()
 
     await page.route("**/log/search?*", hold)
+    await page.evaluate("""() => {
+        window.pressed = 0;
+        document.addEventListener("keydown", () => { window.pressed += 1; });
+    }""")
     for _ in range(5):
         await page.keyboard.press("n")
+    await page.wait_for_function("window.pressed === 5")
     go_on.set()
     await log.found_is("1,001 of 1,500")
     await page.keyboard.press("n")

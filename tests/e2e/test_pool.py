@@ -19,8 +19,8 @@ from tests.e2e.test_metrics import scrape
 TREE = Path(__file__).parents[2]
 LIMITS = {"job_memory": "256m", "job_cpus": "1", "resync_interval": "10m"}
 SAME = ("CapAdd", "CapDrop", "SecurityOpt", "ReadonlyRootfs", "Privileged", "PidsLimit", "Tmpfs",
-        "NetworkMode", "Init", "ShmSize", "LogConfig", "Binds", "RestartPolicy", "Memory",
-        "MemorySwap", "NanoCpus", "AutoRemove")  # fmt: skip
+        "NetworkMode", "Init", "ShmSize", "LogConfig", "Binds", "Mounts", "RestartPolicy",
+        "Memory", "MemorySwap", "NanoCpus", "AutoRemove")  # fmt: skip
 
 
 def pool(**entry: Any) -> str:
@@ -73,15 +73,15 @@ async def inspected(container: str) -> dict[str, Any]:
 
 
 async def told(worker: Worker) -> dict[str, Any]:
-    """What the worker's log says of the resync at its last start."""
+    """What the log of a worker that listens says of the resync at its last start."""
     async with asyncio.timeout(DEADLINE):
         while True:
             lines = [json.loads(line) for line in worker.log.read_text().splitlines()]
-            found: dict[str, Any]
-            since = max(n for n, line in enumerate(lines) if line["event"] == "listening")
-            for found in lines[since:]:
-                if found["event"] == "resync":
-                    return found
+            starts = [line for line in lines if line["event"] == "listening"]
+            resyncs = [line for line in lines if line["event"] == "resync"]
+            if len(resyncs) >= len(starts):
+                found: dict[str, Any] = resyncs[-1]
+                return found
             await asyncio.sleep(0.02)
 
 
@@ -224,7 +224,8 @@ async def test_a_job_takes_a_member_which_is_as_its_own_container_would_be(
     assert {key: taken["HostConfig"][key] for key in SAME} == {
         key: own["HostConfig"][key] for key in SAME
     }
-    for key in ("User", "Cmd", "Entrypoint", "Env", "Healthcheck", "WorkingDir", "StopSignal"):
+    for key in ("User", "Cmd", "Entrypoint", "Env", "Healthcheck", "WorkingDir", "StopSignal",
+                "NetworkDisabled"):  # fmt: skip
         assert taken["Config"][key] == own["Config"][key]
     await let_go(brewing, cold)
     await brewing.wait(cold)
