@@ -186,7 +186,7 @@ def wait(
 ) -> None:
     """Wait for the end of a job, then print its verdict."""
     from ciclient.jobs import find_job
-    from ciclient.report import exit_code, verdict
+    from ciclient.report import FAILURES, exit_code, last_lines, next_steps, verdict
 
     terminal = Terminal()
     seconds = None if timeout is None else options.duration(timeout)
@@ -194,6 +194,10 @@ def wait(
         found = find_job(api, job)
         with detachable(found.id):
             ended = _waited(terminal, api, found, from_beginning=from_beginning, raw=raw)
+        if exit_code(ended) in FAILURES:
+            ended = _detailed(api, ended)
+            shown = [] if from_beginning else last_lines(ended)
+            terminal.say("\n".join([*shown, *next_steps(ended, api.access.server)]))
     terminal.out_line(verdict(ended, datetime.now(UTC)))
     raise typer.Exit(exit_code(ended))
 
@@ -433,9 +437,7 @@ def _concluded(terminal: Terminal, api: "Api", ended: "Job", *, raw: bool) -> in
     """Says how a job ended that was shown, and returns the exit code."""
     from ciclient.report import exit_code, next_steps, verdict
 
-    # the stream does not bring its phases; without them the verdict is as good
-    with suppress(ClientError, KeyboardInterrupt):
-        ended = api.job(ended.id, patience=LAST_PATIENCE)
+    ended = _detailed(api, ended)
     now, server = datetime.now(UTC), api.access.server
     if not terminal.live or raw:
         terminal.say("\n".join([*next_steps(ended, server), verdict(ended, now)]))
@@ -444,6 +446,15 @@ def _concluded(terminal: Terminal, api: "Api", ended: "Job", *, raw: bool) -> in
 
     terminal.out_line(closing(ended, server, now, terminal.size.columns))
     return exit_code(ended)
+
+
+def _detailed(api: "Api", ended: "Job") -> "Job":
+    """The job with its history; a list of jobs, and an older worker's stream, do not tell it."""
+    if "history" in ended.raw:
+        return ended
+    with suppress(ClientError, KeyboardInterrupt):  # without it the verdict is as good
+        return api.job(ended.id, patience=LAST_PATIENCE)
+    return ended
 
 
 def _waited(

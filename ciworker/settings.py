@@ -17,8 +17,10 @@ from pydantic import (
     ConfigDict,
     Field,
     HttpUrl,
+    SecretStr,
     TypeAdapter,
     ValidationError,
+    field_validator,
     model_validator,
 )
 from pydantic_settings import (
@@ -29,7 +31,7 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
-from ciworker.units import format_size, parse_duration, parse_size
+from ciworker.units import SECRET, format_size, key_of, parse_duration, parse_size
 
 PREFIX = "CIWORKER_"
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
@@ -87,7 +89,7 @@ def _mount(value: str) -> str:
 
 def _tables(value: object) -> object:
     if isinstance(value, dict):
-        raise ValueError("has to be a list of tables: write [[pool]] above each")
+        raise ValueError("has to be a list of tables: write [[pool]] or [[webhooks]] above each")
     return value
 
 
@@ -127,6 +129,53 @@ class PoolEntry(BaseModel):
     memory: Annotated[Size | None, Field(description="bytes; `job_memory` where left out")] = None
     cpus: float | None = Field(None, gt=0)
     size: int = Field(ge=0)
+
+
+WebhookEvent = Literal[
+    "job.queued",
+    "job.starting",
+    "job.running",
+    "job.completed",
+    "job.cancelled",
+    "job.failed",
+]
+
+
+class WebhookEntry(BaseModel):
+    """Who is told of jobs. secret: `whsec_…`, or the name of an environment variable of the
+    worker's that holds such a text.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    url: SecretStr
+    secret: SecretStr
+    name: str = Field("", pattern=r"^[a-z0-9.-]*$", max_length=64)
+    events: tuple[WebhookEvent, ...] = Field(
+        ("job.completed", "job.cancelled", "job.failed"), min_length=1
+    )
+
+    @field_validator("url")
+    @classmethod
+    def _is_web(cls, value: SecretStr) -> SecretStr:
+        try:
+            _URL.validate_python(value.get_secret_value())
+        except ValidationError:
+            raise ValueError("has to be https://… or http://…") from None
+        return value
+
+    @field_validator("secret")
+    @classmethod
+    def _is_key_or_name(cls, value: SecretStr) -> SecretStr:
+        text = value.get_secret_value()
+        if text.startswith(SECRET) or not _VARIABLE.fullmatch(text):
+            key_of(text)
+        return value
+
+    @property
+    def called(self) -> str:
+        """By its name, else by its host; its whole URL may hold what is secret."""
+        return self.name or str(_URL.validate_python(self.url.get_secret_value()).host)
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,6 +246,7 @@ class Settings(BaseSettings):
     store_size: Annotated[ShareOrSize, Field(gt=0)] = 0.2
     min_free: ShareOrSize = 2**30
     pool: Annotated[tuple[PoolEntry, ...], BeforeValidator(_tables)] = ()
+    webhooks: Annotated[tuple[WebhookEntry, ...], BeforeValidator(_tables)] = ()
     log_format: Literal["auto", "console", "json"] = "auto"
     instance: str | None = None
 
@@ -232,6 +282,16 @@ class Settings(BaseSettings):
                 "setting pool: a parked container's image is older than its job, which `pull = "
                 '"always"` forbids: set pull to missing or never, or all sizes to 0'
             )
+        return self
+
+    @model_validator(mode="after")
+    def _webhooks_differ(self) -> Self:
+        names = [webhook.called for webhook in self.webhooks]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(
+                    f"setting webhooks: two are called {name!r}: give each a `name` of its own"
+                )
         return self
 
     @property
@@ -335,15 +395,22 @@ def _not_json(message: str) -> str:
     field = re.search(r'field "(\w+)"', message)
     if field is None:
         return message
-    forms = {"job_env": '{"KEY": "value"}', "pool": '[{"name": "tea", "size": 2}]'}
+    forms = {
+        "job_env": '{"KEY": "value"}',
+        "pool": '[{"name": "tea", "size": 2}]',
+        "webhooks": '[{"url": "https://example.org/hook", "secret": "NAME"}]',
+    }
     form = forms.get(field[1], '["a", "b"]')
     return f"setting {field[1]}: has to be JSON in the environment, such as {form}"
+
+
+_ENTRIES: Mapping[str, type[BaseModel]] = {"pool": PoolEntry, "webhooks": WebhookEntry}
 
 
 def _sentence(item: Any) -> str:  # pydantic's ErrorDetails, a TypedDict of its core
     name = ".".join(str(part) for part in item["loc"])
     if item["type"] == "extra_forbidden":
-        known = Settings if len(item["loc"]) == 1 else PoolEntry
+        known = _ENTRIES.get(item["loc"][0], Settings) if len(item["loc"]) > 1 else Settings
         return f"unknown setting {name}{_nearest(str(item['loc'][-1]), list(known.model_fields))}"
     message = item["msg"].removeprefix("Value error, ")
     return f"setting {name}: {message}" if name else message

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from ciworker.cli import webhooks
 from ciworker.cli.api import Refused, Unreachable, call
 from ciworker.cli.finding import Finding
 from ciworker.cli.reach import reach
@@ -38,6 +39,7 @@ async def examine(settings: Settings) -> list[Finding]:
         _disk("data disk", settings.data_dir, settings),
         worker,
         *reach(settings, running=worker.ok),
+        *(webhooks.findings(settings) if worker.ok else ()),
     ]
 
 

@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 
+from ciworker.domain.container import ContainerState
+
 
 class Status(StrEnum):
     """Where a job is; the last three are terminal."""
@@ -191,6 +193,7 @@ class Job:
     attempt: int = 0
     retry_of: str | None = None
     container_id: str | None = None
+    container: ContainerState | None = None
     started_at: datetime | None = None
     finished_at: datetime | None = None
     deadline_at: datetime | None = None

@@ -38,6 +38,7 @@ from ciworker.store.schema import (
     SubmissionRow,
 )
 from ciworker.store.session import Database
+from ciworker.store.webhooks import Outbox
 
 IDEMPOTENCY_WINDOW = timedelta(hours=24)
 ACTIVE = (Status.STARTING, Status.RUNNING)
@@ -88,15 +89,22 @@ class Expect:
 
 
 class Jobs:
-    """The jobs of one database. `on_change` is called after each commit, with the job's id.
+    """The jobs of one database. `on_change` is called after each commit, with the job's id; into
+    the same transaction `outbox` writes what others are to be told.
 
     The jobs written last are kept as they were committed, and `current` need not ask the database
     for them. Setups are jobs too, but the worker's own: lists for people leave them out.
     """
 
-    def __init__(self, database: Database, on_change: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        database: Database,
+        on_change: Callable[[str], None],
+        outbox: Outbox | None = None,
+    ) -> None:
         self._database = database
         self._on_change = on_change
+        self._outbox = outbox or Outbox(lambda _job, _at: (), lambda: None)
         self._kept = Kept[Job](KEPT)
 
     async def add(self, job: Job, submitter: str, key: str | None) -> Job:
@@ -118,11 +126,14 @@ class Jobs:
                     SubmissionRow(token_id=submitter, key=key, job_id=job.id, at=job.created_at)
                 )
             event = _event(job.id, job.created_at, (None, Status.QUEUED))
-            await (await session.connection()).execute(insert(_EVENTS), event)
+            connection = await session.connection()
+            await connection.execute(insert(_EVENTS), event)
+            await self._outbox.put(connection, job, job.created_at)
             return job
 
         def committed(stored: Job | None) -> None:
             self._keep(stored)
+            self._outbox.committed()
             if stored is job:
                 self._on_change(job.id)
 
@@ -351,7 +362,9 @@ class Jobs:
                 return None
             event = _event(job_id, at, (expect.status, to), reason, message)
             await connection.execute(insert(_EVENTS), event)
-            return _job(row)
+            moved = _job(row)
+            await self._outbox.put(connection, moved, at)
+            return moved
 
         moved = await self._write(work)
         if moved is None:
@@ -397,6 +410,7 @@ class Jobs:
 
         def committed(job: Job | None) -> None:
             self._keep(job)
+            self._outbox.committed()
             if job is not None:
                 self._on_change(job.id)
 
@@ -532,6 +546,7 @@ def _job(row: Row[Any]) -> Job:
         attempt=row.attempt,
         retry_of=row.retry_of,
         container_id=row.container_id,
+        container=row.container,
         started_at=row.started_at,
         finished_at=row.finished_at,
         deadline_at=row.deadline_at,

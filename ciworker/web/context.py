@@ -18,6 +18,8 @@ from ciworker.store.jobs import Jobs
 from ciworker.store.logs import LogReader
 from ciworker.store.sessions import Sessions
 from ciworker.store.tokens import Tokens
+from ciworker.store.webhooks import Deliveries
+from ciworker.web.ends import Ends
 from ciworker.web.models import PoolChange, PoolReport, ResyncReport
 from ciworker.web.sessions import Codes
 from ciworker.web.watchers import Watchers
@@ -69,6 +71,8 @@ class Context:
     disks: those that can fill, by name.
     started_at: when this process did. drain: how it is told to wait for its jobs, then stop.
     pool: the containers that are kept parked.
+    deliveries: what others are told.
+    ends: the last that is told of jobs.
     closing: fires when the worker goes down and streams have to end.
     access_ended: fires when a token or a session does before its time.
     """
@@ -96,8 +100,10 @@ class Context:
     started_at: datetime
     drain: Drain
     pool: Pool
+    deliveries: Deliveries
     watchers: Watchers = field(default_factory=Watchers)
     codes: Codes = field(default_factory=Codes)
+    ends: Ends = field(default_factory=Ends)
     closing: Signal = field(default_factory=Signal)
     access_ended: Signal = field(default_factory=Signal)
 

@@ -1,5 +1,7 @@
 """What goes over the wire. `/openapi.json` is generated from these."""
 
+from collections.abc import Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
@@ -7,7 +9,10 @@ from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, WithJsonSche
 
 from ciworker.domain.environment import EnvironmentStatus
 from ciworker.domain.job import Backend, Cache, Job, Status
+from ciworker.domain.log import Line
 from ciworker.domain.phases import Phase, PhaseName, Setup, phases
+from ciworker.domain.verdict import exit_words
+from ciworker.domain.webhook import DeliveryKind, DeliveryState
 from ciworker.store.jobs import HistoryEntry, Place
 from ciworker.web.sessions import is_local_path
 
@@ -108,9 +113,27 @@ class SubmitForm(BaseModel):
     archive: Annotated[bytes, Field(description="tar, tar.gz, tar.zst or zip")]
 
 
+class ContainerModel(Model):
+    """A job's container, as it was when the job began to run, or last before it ended: it is
+    removed then.
+
+    `status`: the engine's word; `gone`: it no longer was there. `error`: what the engine said of a
+    start that failed.
+    """
+
+    id: str
+    name: str
+    status: str
+    started_at: Instant | None
+    stopped_at: Instant | None
+    exit_code: int | None
+    error: str | None
+
+
 class JobModel(Model):
     """A job as everyone sees it.
 
+    `exit_words`: the exit code in words, with the signal that it stands for.
     `waits_for`: the setup job that makes the environment of a queued job, and whose lines it shows.
     """
 
@@ -120,6 +143,7 @@ class JobModel(Model):
     reason: str | None
     message: str | None
     exit_code: int | None
+    exit_words: str | None
     project: str
     image: str
     source: dict[str, Any]
@@ -128,6 +152,7 @@ class JobModel(Model):
     attempt: int
     retry_of: str | None
     container_id: str | None
+    container: ContainerModel | None
     created_at: Instant
     started_at: Instant | None
     finished_at: Instant | None
@@ -165,24 +190,6 @@ class PlaceModel(Model):
     queued: int
 
 
-class JobDetail(JobModel):
-    """A job with its history, oldest first, and what its time went into.
-
-    `place`: null when it is not in the queue, or while its environment is being set up.
-    """
-
-    history: list[HistoryModel]
-    phases: list[PhaseModel]
-    place: PlaceModel | None
-
-
-class JobPage(Model):
-    """Newest first; `next` is the `cursor` of the following page."""
-
-    items: list[JobModel]
-    next: str | None
-
-
 class LineRecord(Model):
     """One line of a log."""
 
@@ -191,6 +198,27 @@ class LineRecord(Model):
     stream: Literal["stdout", "stderr", "worker"]
     text: str
     end: bool = True
+
+
+class JobDetail(JobModel):
+    """A job with its history, oldest first, and what its time went into.
+
+    `place`: null when it is not in the queue, or while its environment is being set up.
+    `last_lines`: of the log of one that did not pass, or has no verdict: at most 100, and of long
+    ones fewer.
+    """
+
+    history: list[HistoryModel]
+    phases: list[PhaseModel]
+    place: PlaceModel | None
+    last_lines: list[LineRecord]
+
+
+class JobPage(Model):
+    """Newest first; `next` is the `cursor` of the following page."""
+
+    items: list[JobModel]
+    next: str | None
 
 
 class LogHit(Model):
@@ -344,6 +372,53 @@ class EnvironmentNames(Model):
     items: list[str]
 
 
+class WebhookModel(Model):
+    """A webhook of the settings, without its secret and its address.
+
+    failing: how many of those that are pending were tried in vain.
+    """
+
+    name: str
+    host: str
+    events: list[str]
+    pending: int
+    failing: int
+    oldest_pending_at: Instant | None
+
+
+class WebhookList(Model):
+    items: list[WebhookModel]
+
+
+class WebhookTest(Model):
+    """Which webhook is to be tried; null: all."""
+
+    name: Annotated[str, Field(max_length=200)] | None = None
+
+
+class DeliveryModel(Model):
+    """A message to others. answer: the HTTP status of the last try; error: why it failed."""
+
+    id: str
+    kind: DeliveryKind
+    endpoint: str
+    type: str
+    job: str | None
+    state: DeliveryState
+    tries: int
+    created_at: Instant
+    tried_at: Instant | None
+    next_try_at: Instant | None
+    answer: int | None
+    error: str | None
+
+
+class DeliveryList(Model):
+    """Newest first."""
+
+    items: list[DeliveryModel]
+
+
 class TokenModel(Model):
     """A token, without its text."""
 
@@ -411,7 +486,11 @@ def job_model(job: Job) -> JobModel:
 
 
 def job_detail(
-    job: Job, history: list[HistoryEntry], setup: Job | None, place: Place | None
+    job: Job,
+    history: list[HistoryEntry],
+    setup: Job | None,
+    place: Place | None,
+    last_lines: Sequence[Line],
 ) -> JobDetail:
     """setup: the one that the job waits for, or did."""
     changes = [(entry.after, entry.at) for entry in history if entry.before != entry.after]
@@ -421,6 +500,19 @@ def job_detail(
         history=[_history_model(entry) for entry in history],
         phases=[_phase_model(phase) for phase in phases(changes, waited)],
         place=PlaceModel(number=place.number, queued=place.queued) if place else None,
+        last_lines=[_line_record(line) for line in last_lines],
+    )
+
+
+def _line_record(line: Line) -> LineRecord:
+    return LineRecord.model_validate(
+        {
+            "n": line.number,
+            "at": datetime.fromtimestamp(line.at / 1000, UTC),
+            "stream": line.stream.label,
+            "text": line.text.decode(errors="replace"),
+            "end": line.ended,
+        }
     )
 
 
@@ -436,6 +528,7 @@ def _fields(job: Job) -> dict[str, Any]:
         "reason": job.reason,
         "message": job.message,
         "exit_code": job.exit_code,
+        "exit_words": None if job.exit_code is None else exit_words(job.exit_code),
         "project": job.spec.project,
         "image": job.spec.image,
         "source": dict(job.source),
@@ -457,6 +550,7 @@ def _fields(job: Job) -> dict[str, Any]:
         "attempt": job.attempt,
         "retry_of": job.retry_of,
         "container_id": job.container_id,
+        "container": ContainerModel(**asdict(job.container)) if job.container else None,
         "created_at": job.created_at,
         "started_at": job.started_at,
         "finished_at": job.finished_at,

@@ -21,6 +21,9 @@ OPERATIONS = {
     "get /api/v1/jobs/{id}/log/search",
     "get /api/v1/pool",
     "get /api/v1/tokens",
+    "get /api/v1/webhooks",
+    "get /api/v1/webhooks/deliveries",
+    "get /api/v1/webhooks/deliveries/{id}",
     "get /healthz",
     "get /metrics",
     "get /openapi.json",
@@ -38,9 +41,14 @@ OPERATIONS = {
     "post /api/v1/pool/up",
     "post /api/v1/resync",
     "post /api/v1/tokens",
+    "post /api/v1/webhooks/deliveries/{id}/redeliver",
+    "post /api/v1/webhooks/test",
 }
 OPEN = {"get /healthz", "get /readyz"}
-NAMES_A_JOB = {"get /api/v1/events"}  # in a parameter, not in its path
+NAMES_ONE = {  # in a parameter or its body, not in its path
+    "get /api/v1/events",
+    "post /api/v1/webhooks/test",
+}
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +91,7 @@ def test_every_operation_but_health_needs_a_token_or_a_session_and_may_refuse_it
         either = [] if name in OPEN else ["token", "session"]
         assert operation["security"] == [{way: []} for way in either], name
         assert set(operation["responses"]) & {"401", "403"} == refusals, name
-        names_one = "{id}" in name or name in NAMES_A_JOB
+        names_one = "{id}" in name or name in NAMES_ONE
         assert ("404" in operation["responses"]) == names_one, name
 
 

@@ -1,5 +1,6 @@
 """What the operator can set, from where it is taken, and what is said when it is wrong."""
 
+import json
 import os
 import re
 from collections.abc import Mapping
@@ -78,6 +79,7 @@ DEFAULTS: Mapping[str, object] = {
     "job_env": {},
     "job_mounts": (),
     "pool": (),
+    "webhooks": (),
     "log_format": "auto",
     "instance": None,
 }
@@ -475,3 +477,39 @@ def test_a_pool_and_a_pull_before_each_job_exclude_each_other(
         load()
     monkeypatch.setenv("CIWORKER_POOL", '[{"name": "b", "size": 0}]')
     assert load().parkings[0].size == 0
+
+
+HOOK = {"url": "https://chat.example.org/hooks/s3cret", "secret": "CHAT_SECRET"}
+
+
+def webhooks(*entries: Mapping[str, object]) -> Settings:
+    return Settings.model_validate({"webhooks": entries})
+
+
+def test_a_webhook_is_called_by_its_host_unless_it_has_a_name() -> None:
+    (plain,) = webhooks(HOOK).webhooks
+    assert plain.called == "chat.example.org"
+    (named,) = webhooks({**HOOK, "name": "chat"}).webhooks
+    assert named.called == "chat"
+
+
+@pytest.mark.parametrize(
+    ("entries", "sentence"),
+    [
+        ([HOOK, HOOK], "two are called 'chat.example.org': give each a `name` of its own"),
+        ([{**HOOK, "url": "ftp://s3cret"}], "has to be https://"),
+        ([{**HOOK, "secret": "whsec_s3cret"}], "has to be whsec_ and the base64"),
+        ([{**HOOK, "secret": "s3cret-text"}], "has to be whsec_ and the base64"),
+        ([{**HOOK, "events": ["job.done"]}], "job.completed"),
+        ([{**HOOK, "events": []}], "at least 1 item"),
+        ([{**HOOK, "secrets": "x"}], "did you mean secret"),
+        ([{"url": "https://x"}], "webhooks.0.secret"),
+    ],
+)
+def test_a_wrong_webhook_is_named_and_its_secrets_are_not_repeated(
+    monkeypatch: pytest.MonkeyPatch, entries: object, sentence: str
+) -> None:
+    monkeypatch.setenv("CIWORKER_WEBHOOKS", json.dumps(entries))
+    with pytest.raises(ValueError, match=re.escape(sentence)) as refused:
+        load()
+    assert "s3cret" not in str(refused.value)
