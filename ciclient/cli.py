@@ -49,7 +49,17 @@ JobReference = Annotated[
     ),
 ]
 Source = Annotated[
-    Path, typer.Argument(metavar="PATH", help="A folder, or a ready tar or zip file.")
+    Path | None,
+    typer.Argument(
+        metavar="PATH", help="A folder, or a ready tar or zip file; left out: this folder."
+    ),
+]
+Git = Annotated[
+    str | None,
+    typer.Option("--git", metavar="URL", help="A repository for the worker to fetch instead."),
+]
+Ref = Annotated[
+    str | None, typer.Option("--ref", help="Its branch, tag or commit; the default branch.")
 ]
 Detach = Annotated[bool, typer.Option("--detach", "--async", help="Print the id alone and return.")]
 Network = Annotated[
@@ -99,7 +109,9 @@ def everywhere(context: typer.Context, server: Server = None, token_file: TokenF
 def submit(
     *,
     context: typer.Context,
-    path: Source = Path(),
+    path: Source = None,
+    git: Git = None,
+    ref: Ref = None,
     detach: Detach = False,
     image: Annotated[str | None, typer.Option(help="Container image.")] = None,
     timeout: Annotated[str | None, typer.Option(help="For example 90s, 10m, 2h.")] = None,
@@ -116,14 +128,16 @@ def submit(
     server: Server = None,
     token_file: TokenFile = None,
 ) -> None:
-    """Submit a folder and follow the job.
+    """Submit a folder, or a repository's URL, and follow the job.
 
     What stands after -- replaces the job file's `run`: ciclient submit . -- pytest -x
 
     Exit codes: 0 passed, 1 completed without success, 3 no verdict, 4 cancelled.
     """
     terminal = Terminal()
-    with terminal.noting(f"looking at {path.resolve()}"):
+    source = options.git(git, ref, path, dry_run=dry_run)
+    root = path or Path()
+    with terminal.noting(f"looking at {root.resolve()}"):
         from ciclient.submit import Overrides, list_contents, prepared
 
         overrides = Overrides(
@@ -136,13 +150,14 @@ def submit(
             priority=priority,
             project=project,
             cache=options.cache(rebuild=rebuild, no_cache=no_cache),
+            git=source,
             command=options.command(context.obj),
         )
         if dry_run:
-            list_contents(path, terminal)
+            list_contents(root, terminal)
             return
         access = _access(terminal, server, token_file)
-        with prepared(path, overrides, terminal) as parts, _connected(terminal, access) as api:
+        with prepared(root, overrides, terminal) as parts, _connected(terminal, access) as api:
             raise typer.Exit(_submit(terminal, api, parts, detach=detach, raw=raw))
 
 
@@ -403,7 +418,11 @@ def _send(api: "Api", parts: "Prepared") -> "Job":
     archive = parts.archive
     try:
         return api.submit(
-            parts.spec, archive.file, archive.size, token_urlsafe(24), listener=parts.progress
+            parts.spec,
+            archive.file if archive else None,
+            archive.size if archive else 0,
+            token_urlsafe(24),
+            listener=parts.progress,
         )
     except KeyboardInterrupt:
         raise Detached(

@@ -5,6 +5,7 @@ import contextlib
 import errno
 import os
 import resource
+import shutil
 import signal
 import socket
 import sys
@@ -229,6 +230,7 @@ class Worker:
         store = _store(database, webhooks.tell)
         first = await _first_token(self._settings, store.tokens)
         await _remove_unowned_spool_files(self._settings, store.jobs)
+        await asyncio.to_thread(shutil.rmtree, self._settings.fetches, ignore_errors=True)
         new_id = await _ids(store.jobs)
         witness = await Witness.recalled(LastEvent(database))
         async with asyncio.TaskGroup() as tasks:

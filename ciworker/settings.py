@@ -6,6 +6,7 @@ import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -36,6 +37,8 @@ from ciworker.units import SECRET, format_size, key_of, parse_duration, parse_si
 PREFIX = "CIWORKER_"
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
 _URL = TypeAdapter(HttpUrl)
+_PLACE = re.compile(r"(?:\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::[0-9]{1,5})?|[0-9a-f:.]+", re.ASCII)
+_HOST_KEY = re.compile(r"(?:\S+ +)?((?:ssh|ecdsa|sk)-\S+ +[A-Za-z0-9+/]+=*)(?: .*)?", re.ASCII)
 
 
 def _variables(value: dict[str, str]) -> dict[str, str]:
@@ -87,6 +90,34 @@ def _mount(value: str) -> str:
     return value
 
 
+def _host_key(value: str) -> str:
+    """Type and key, of a line as `ssh-keyscan` or a known_hosts file has it."""
+    match = _HOST_KEY.fullmatch(value.strip())
+    if match is None:
+        raise ValueError(f"{value!r} is no host key: write one as ssh-keyscan prints it")
+    return match[1]
+
+
+def _by_place(value: dict[str, "GitHost"]) -> dict[str, "GitHost"]:
+    for place in value:
+        if not _PLACE.fullmatch(place):
+            raise ValueError(f"{place!r} has to be HOST, or HOST:PORT, in lower case")
+    return value
+
+
+def _network(value: object) -> IPv4Network | IPv6Network:
+    try:
+        return ip_network(str(value))
+    except ValueError as error:
+        raise ValueError(f"{error}: write a network such as 10.1.0.0/16, or an address") from None
+
+
+def _absolute(value: Path) -> Path:
+    if not value.is_absolute():
+        raise ValueError(f"{str(value)!r} has to be an absolute path")
+    return value
+
+
 def _tables(value: object) -> object:
     if isinstance(value, dict):
         raise ValueError("has to be a list of tables: write [[pool]] or [[webhooks]] above each")
@@ -129,6 +160,23 @@ class PoolEntry(BaseModel):
     memory: Annotated[Size | None, Field(description="bytes; `job_memory` where left out")] = None
     cpus: float | None = Field(None, gt=0)
     size: int = Field(ge=0)
+
+
+class GitHost(BaseModel):
+    """How repositories of one host are fetched; nothing of it is used for another's.
+
+    token: name of the secret that is the password of `username`, over https. ssh: the keys of the
+    worker's SSH_AUTH_SOCK may be used. known_hosts: the host's keys; without them no ssh.
+    ca_file: certificates to trust, instead of the system's.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    token: str | None = Field(None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
+    username: str = Field("x-access-token", pattern=r"^[A-Za-z0-9_.@+-]+$")
+    ssh: bool = False
+    known_hosts: tuple[Annotated[str, AfterValidator(_host_key)], ...] = ()
+    ca_file: Annotated[Path | None, AfterValidator(lambda path: path and _absolute(path))] = None
 
 
 WebhookEvent = Literal[
@@ -242,6 +290,15 @@ class Settings(BaseSettings):
     allowed_images: tuple[str, ...] = ("python:*",)
     job_env: Annotated[dict[str, str], AfterValidator(_variables)] = Field(default_factory=dict)
     job_mounts: tuple[Annotated[str, AfterValidator(_mount)], ...] = ()
+    git_hosts: Annotated[dict[str, GitHost], AfterValidator(_by_place)] = Field(
+        default_factory=dict
+    )
+    git_allowed_addresses: tuple[
+        Annotated[IPv4Network | IPv6Network, BeforeValidator(_network)], ...
+    ] = ()
+    git_folders: tuple[Annotated[Path, AfterValidator(_absolute)], ...] = ()
+    git_timeout: Duration = 5 * 60.0
+    max_git: Size = 2**30
     keep_jobs: Age = 30 * 86400.0
     store_size: Annotated[ShareOrSize, Field(gt=0)] = 0.2
     min_free: ShareOrSize = 2**30
@@ -327,6 +384,11 @@ class Settings(BaseSettings):
         return self.spool / f"{job_id}.tar.zst"
 
     @property
+    def fetches(self) -> Path:
+        """The folder of what git fetches right now; whatever lies there at a start is left over."""
+        return self.data_dir / "fetches"
+
+    @property
     def admin_token(self) -> Path:
         """The file that holds the first token's text, for clients on this machine."""
         return self.data_dir / "admin.token"
@@ -398,19 +460,24 @@ def _not_json(message: str) -> str:
     forms = {
         "job_env": '{"KEY": "value"}',
         "pool": '[{"name": "tea", "size": 2}]',
+        "git_hosts": '{"github.com": {"token": "GITHUB_TOKEN"}}',
         "webhooks": '[{"url": "https://example.org/hook", "secret": "NAME"}]',
     }
     form = forms.get(field[1], '["a", "b"]')
     return f"setting {field[1]}: has to be JSON in the environment, such as {form}"
 
 
-_ENTRIES: Mapping[str, type[BaseModel]] = {"pool": PoolEntry, "webhooks": WebhookEntry}
+_ENTRIES: Mapping[str, type[BaseModel]] = {
+    "pool": PoolEntry,
+    "webhooks": WebhookEntry,
+    "git_hosts": GitHost,
+}
 
 
 def _sentence(item: Any) -> str:  # pydantic's ErrorDetails, a TypedDict of its core
     name = ".".join(str(part) for part in item["loc"])
     if item["type"] == "extra_forbidden":
-        known = _ENTRIES.get(item["loc"][0], Settings) if len(item["loc"]) > 1 else Settings
+        known = _ENTRIES[item["loc"][0]] if len(item["loc"]) > 1 else Settings
         return f"unknown setting {name}{_nearest(str(item['loc'][-1]), list(known.model_fields))}"
     message = item["msg"].removeprefix("Value error, ")
     return f"setting {name}: {message}" if name else message

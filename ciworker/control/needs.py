@@ -49,7 +49,9 @@ class Needs:
         self._pulls = pulls
 
     async def need(self, job: Job, life: Life) -> Need:
-        """How the job stands to its environment."""
+        """How the job stands to its tree, and to its environment."""
+        if job.unfetched:
+            return Need.SOURCE if life.source_error is None else Need.NO_SOURCE
         if not job.waits:
             return Need.NOTHING
         environment = await self._environment(job)

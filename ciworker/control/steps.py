@@ -20,6 +20,7 @@ from ciworker.control.needs import Needs
 from ciworker.control.parts import Parts
 from ciworker.control.pool import Parked
 from ciworker.control.pulls import Pulls
+from ciworker.control.sources import Sources
 from ciworker.domain.container import State, kept_of
 from ciworker.domain.decide import Verb
 from ciworker.domain.environment import SHOWN
@@ -67,10 +68,12 @@ class Steps:
         self._sender = Sender(parts.settings)
         self._pulls = Pulls(parts.engine, parts.supervisor, parts.settings.pull)
         self.needs = Needs(parts, self._pulls)
+        self._sources = Sources(parts)
         self._log_limits = LogLimits(
             parts.settings.log_limit, engine_log_size(parts.settings) * 8 // 10
         )
         self._verbs: Mapping[Verb, Callable[[Look], Awaitable[bool]]] = {
+            Verb.FETCH: self._sources.fetch,
             Verb.RESOLVE: self._resolve,
             Verb.WATCH_SETUP: self.needs.watch_setup,
             Verb.RELEASE: self.needs.release,
@@ -463,13 +466,14 @@ class Steps:
             self._queue.add(DISPATCH)
             if look.job.environment is not None and _concerns_environment(look.job):
                 self._queue.add(environment_key(look.job.environment))
-            if look.job.kind is Kind.SETUP:  # it is never retried
+            if look.job.kind is Kind.SETUP or moved.unfetched:  # it is never retried, or half
                 self._settings.spool_file(look.job.id).unlink(missing_ok=True)
         return True
 
     async def _close_log(self, look: Look) -> None:
         """What was read is stored and shown, and nothing more is read."""
         life = look.life
+        await self._sources.let_go(life)
         await self.needs.let_go(life)
         if life.pump is not None and not life.pump.complete:
             life.pump.container_down(look.container)
@@ -542,6 +546,8 @@ def _why_failed(look: Look) -> str:
             return killed_sentence(look.job.kills[-1] if look.job.kills else None)
         case Reason.ENGINE_RESTARTED:
             return ENGINE_RESTARTED
+        case Reason.SOURCE_FAILED:
+            return str(look.life.source_error)
         case Reason.WORKSPACE_INVALID:
             return f"{look.life.workspace_error}: submit it again"
         case Reason.TRANSFER_FAILED:

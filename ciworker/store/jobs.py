@@ -21,6 +21,7 @@ from ciworker.domain.job import (
     TRANSITIONS,
     Backend,
     Cache,
+    Git,
     Job,
     Kind,
     Reason,
@@ -395,6 +396,19 @@ class Jobs:
 
         return await self._write(work)
 
+    async def note_source(
+        self, job_id: str, at: datetime, message: str, spec: Spec, **changes: Any
+    ) -> Job | None:
+        """Write what became known of a job's tree, and a line of history. None: ended, or never
+        was.
+        """
+        values: dict[str, Any] = {
+            "spec": asdict(spec),
+            "project": spec.project,
+            "memory": spec.memory,
+        }
+        return await self.note(job_id, at, message, **values, **changes)
+
     async def note_quietly(self, job_id: str, **changes: Any) -> None:
         """Write facts that are no part of the history."""
 
@@ -570,11 +584,12 @@ def _job(row: Row[Any]) -> Job:
 
 
 def _spec(values: Mapping[str, Any]) -> Spec:
-    """What `asdict` made of a spec; the first release's had no setup, backend and cache."""
+    """What `asdict` made of a spec; those of before had no setup, backend and cache, no git."""
     typed = {
         "setup": tuple(values.get("setup", ())),
         "backend": _backend(values.get("backend")),
         "cache": Cache(values.get("cache", Cache.USE)),
+        "git": Git(**values["git"]) if values.get("git") else None,
     }
     return Spec(**{**values, **typed})
 

@@ -7,7 +7,6 @@ from typing import Protocol
 
 from aiohttp import web
 
-from ciworker.domain.jobfile import Bounds
 from ciworker.engine.disks import Disk
 from ciworker.feed.feed import Feed, Signal
 from ciworker.metrics import Metrics
@@ -119,17 +118,3 @@ class Context:
 
 
 CONTEXT: web.AppKey[Context] = web.AppKey("context", Context)
-
-
-def bounds_of(settings: Settings) -> Bounds:
-    """What the settings say about jobs."""
-    return Bounds(
-        image=settings.default_image,
-        allowed_images=settings.images,
-        timeout=settings.job_timeout,
-        max_timeout=settings.max_job_timeout,
-        memory=settings.job_memory,
-        max_memory=min(settings.max_job_memory, settings.max_memory),
-        cpus=settings.job_cpus,
-        max_cpus=settings.max_job_cpus,
-    )

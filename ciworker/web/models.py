@@ -8,7 +8,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, WithJsonSchema, field_validator
 
 from ciworker.domain.environment import EnvironmentStatus
-from ciworker.domain.job import Backend, Cache, Job, Status
+from ciworker.domain.git import DEFAULT_REF
+from ciworker.domain.job import Backend, Cache, Git, Job, Status
 from ciworker.domain.log import Line
 from ciworker.domain.phases import Phase, PhaseName, Setup, phases
 from ciworker.domain.verdict import exit_words
@@ -42,8 +43,18 @@ class BackendModel(Model):
     project: str | None
 
 
+class GitModel(Model):
+    """The repository that the worker fetches. commit: what the ref named, once it is known."""
+
+    url: str
+    ref: str
+    subdirectory: str | None
+    commit: str | None
+
+
 class SpecModel(Model):
-    """A resolved spec. timeout in seconds, memory in bytes.
+    """A resolved spec. timeout in seconds, memory in bytes. git: null for an upload; until its tree
+    is fetched the rest is what it would be without a job file.
 
     setup: commands. setup_inputs: what they may read, by name in the tree: a file's SHA-256 in hex,
     or `-> ` and a symlink's target.
@@ -61,6 +72,7 @@ class SpecModel(Model):
     setup_inputs: dict[str, str]
     backend: BackendModel | None
     cache: Cache
+    git: GitModel | None
 
 
 class Vcs(Model):
@@ -72,6 +84,16 @@ class Vcs(Model):
     branch: Annotated[str, Field(max_length=1000)] | None = None
     describe: Annotated[str, Field(max_length=1000)] | None = None
     dirty: bool | None = None
+
+
+class GitRequest(BaseModel):
+    """A repository to fetch. ref: a branch, tag or commit, or the beginning of a commit."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    url: Annotated[str, Field(description="`https://`, `ssh://` or `USER@HOST:PATH`")]
+    ref: str = DEFAULT_REF
+    subdirectory: str | None = Field(None, description="The folder of it that is the tree.")
 
 
 class SpecRequest(BaseModel):
@@ -104,13 +126,17 @@ class SpecRequest(BaseModel):
     command: list[str] | None = Field(None, description="Replaces `run`.")
     priority: int = Field(0, ge=-1000, le=1000, description="Higher starts first.")
     vcs: Vcs | None = None
+    git: GitRequest | None = Field(None, description="Fetched instead of an archive.")
 
 
 class SubmitForm(BaseModel):
     """The parts of a submit, in this order."""
 
     spec: SpecRequest
-    archive: Annotated[bytes, Field(description="tar, tar.gz, tar.zst or zip")]
+    archive: Annotated[
+        bytes | None,
+        Field(description="tar, tar.gz, tar.zst or zip; none where the spec has `git`"),
+    ] = None
 
 
 class ContainerModel(Model):
@@ -545,6 +571,7 @@ def _fields(job: Job) -> dict[str, Any]:
             setup_inputs=dict(job.spec.setup_inputs),
             backend=_backend_model(job.spec.backend),
             cache=job.spec.cache,
+            git=_git_model(job.spec.git),
         ),
         "priority": job.priority,
         "attempt": job.attempt,
@@ -565,6 +592,12 @@ def _backend_model(backend: Backend | None) -> BackendModel | None:
     if backend is None:
         return None
     return BackendModel(name=backend.name, path=list(backend.path), project=backend.project)
+
+
+def _git_model(git: Git | None) -> GitModel | None:
+    if git is None:
+        return None
+    return GitModel(url=git.url, ref=git.ref, subdirectory=git.subdirectory, commit=git.commit)
 
 
 def _history_model(entry: HistoryEntry) -> HistoryModel:

@@ -51,6 +51,7 @@ function facts(job) {
     job.place ? fact("queue", place(job.place)) : null,
     fact("image", said(job.image)),
     fact("command", element("code", {}, said(job.spec.run))),
+    job.spec.git ? fact("repository", said(job.spec.git.url)) : null,
     branch ? fact("branch", said(branch)) : null,
     commit ? fact("commit", element("code", { title: harmless(commit) }, said(version ?? commit.slice(0, HASH)))) : null,
     dirty ? fact("dirty", "uncommitted changes") : null,

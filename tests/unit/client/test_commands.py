@@ -242,7 +242,9 @@ def test_an_upload_refused_before_its_end_prints_why(
         (["--priority", "high"], "--priority"),
         (["--no-cache", "--rebuild"], "--rebuild and --no-cache exclude each other"),
         (["--"], "a command is missing"),
-        (["--git", "x"], "--git"),
+        (["--git", "x", "."], "--git has the worker fetch the source"),
+        (["--git", "x", "--dry-run"], "--dry-run lists what would be packed"),
+        (["--ref", "main"], "--git URL, which is missing"),
         (["--secret", "x"], "--secret"),
     ],
 )
