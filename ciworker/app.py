@@ -27,6 +27,7 @@ from ciworker.control.parts import Parts
 from ciworker.control.pool import MemberStatus, PoolController
 from ciworker.control.resync import Resync
 from ciworker.control.retention import Retainer
+from ciworker.control.statuses import Statuses
 from ciworker.control.supervisor import Supervisor
 from ciworker.control.webhooks import Webhooks
 from ciworker.control.witness import Witness
@@ -226,8 +227,9 @@ class Worker:
             await database.close()
 
     async def _run(self, database: Database, engine: DockerEngine, instance: str) -> None:
-        webhooks = Webhooks(self._settings, os.environ)
-        store = _store(database, webhooks.tell)
+        secret = os.environ.get
+        webhooks, statuses = Webhooks(self._settings, secret), Statuses(self._settings, secret)
+        store = _store(database, lambda job, at: [*webhooks.tell(job, at), *statuses.tell(job, at)])
         first = await _first_token(self._settings, store.tokens)
         await _remove_unowned_spool_files(self._settings, store.jobs)
         await asyncio.to_thread(shutil.rmtree, self._settings.fetches, ignore_errors=True)
@@ -253,7 +255,10 @@ class Worker:
             control = _control(parts, pool, self._metrics.engine, witness, self._stop.set)
             deliverer = Deliverer(
                 store.deliveries,
-                {DeliveryKind.WEBHOOK: webhooks.request},
+                {
+                    DeliveryKind.WEBHOOK: webhooks.request,
+                    DeliveryKind.STATUS: lambda one, _now: statuses.request(one, store.jobs),
+                },
                 parts.clock,
                 store.outbound,
                 self._metrics.deliveries,
@@ -299,6 +304,7 @@ class Worker:
             drain=control.drain,
             pool=_Pool(control.pool),
             deliveries=store.deliveries,
+            secret=parts.secret,
         )
 
     @contextlib.asynccontextmanager

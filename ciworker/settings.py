@@ -118,9 +118,19 @@ def _absolute(value: Path) -> Path:
     return value
 
 
+def _address(value: str | None) -> str | None:
+    if value is None:
+        return None
+    try:
+        _URL.validate_python(value)
+    except ValidationError:
+        raise ValueError(f"{value!r} has to be https://HOST/PATH") from None
+    return value.rstrip("/")
+
+
 def _tables(value: object) -> object:
     if isinstance(value, dict):
-        raise ValueError("has to be a list of tables: write [[pool]] or [[webhooks]] above each")
+        raise ValueError("has to be a list of tables: write [[NAME]] above each")
     return value
 
 
@@ -162,12 +172,17 @@ class PoolEntry(BaseModel):
     size: int = Field(ge=0)
 
 
+ForgeName = Literal["github", "gitlab", "forgejo"]
+
+
 class GitHost(BaseModel):
     """How repositories of one host are fetched; nothing of it is used for another's.
 
     token: name of the secret that is the password of `username`, over https. ssh: the keys of the
     worker's SSH_AUTH_SOCK may be used. known_hosts: the host's keys; without them no ssh.
-    ca_file: certificates to trust, instead of the system's.
+    ca_file: certificates to trust, instead of the system's. forge: what the host is, to be told of
+    commits' jobs. status_token: name of the secret that may do that; without it nobody is told.
+    api: its API's address, where that is not the forge's usual one.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -176,7 +191,16 @@ class GitHost(BaseModel):
     username: str = Field("x-access-token", pattern=r"^[A-Za-z0-9_.@+-]+$")
     ssh: bool = False
     known_hosts: tuple[Annotated[str, AfterValidator(_host_key)], ...] = ()
+    forge: ForgeName | None = None
+    api: Annotated[str | None, AfterValidator(_address)] = None
+    status_token: str | None = Field(None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
     ca_file: Annotated[Path | None, AfterValidator(lambda path: path and _absolute(path))] = None
+
+    @model_validator(mode="after")
+    def _is_known(self) -> Self:
+        if self.status_token and self.forge is None:
+            raise ValueError("status_token needs `forge`: github, gitlab or forgejo")
+        return self
 
 
 WebhookEvent = Literal[
@@ -222,8 +246,27 @@ class WebhookEntry(BaseModel):
 
     @property
     def called(self) -> str:
-        """By its name, else by its host; its whole URL may hold what is secret."""
+        """Its name, else its host; its whole URL may hold what is secret."""
         return self.name or str(_URL.validate_python(self.url.get_secret_value()).host)
+
+
+class HookRule(BaseModel):
+    """What pushes and pull requests of a repository make.
+
+    repository: its URL, as it is fetched. secret: name of the secret that the forge signs with, or
+    sends. forks: whether commits of other people's repositories count too.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    forge: ForgeName
+    repository: str = Field(min_length=1)
+    secret: str = Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
+    events: tuple[Literal["push", "pull_request"], ...] = Field(
+        ("push", "pull_request"), min_length=1
+    )
+    project: str | None = None
+    forks: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -304,6 +347,7 @@ class Settings(BaseSettings):
     min_free: ShareOrSize = 2**30
     pool: Annotated[tuple[PoolEntry, ...], BeforeValidator(_tables)] = ()
     webhooks: Annotated[tuple[WebhookEntry, ...], BeforeValidator(_tables)] = ()
+    hooks: Annotated[tuple[HookRule, ...], BeforeValidator(_tables)] = ()
     log_format: Literal["auto", "console", "json"] = "auto"
     instance: str | None = None
 
@@ -460,6 +504,7 @@ def _not_json(message: str) -> str:
     forms = {
         "job_env": '{"KEY": "value"}',
         "pool": '[{"name": "tea", "size": 2}]',
+        "hooks": '[{"forge": "github", "repository": "https://…", "secret": "NAME"}]',
         "git_hosts": '{"github.com": {"token": "GITHUB_TOKEN"}}',
         "webhooks": '[{"url": "https://example.org/hook", "secret": "NAME"}]',
     }
@@ -470,6 +515,7 @@ def _not_json(message: str) -> str:
 _ENTRIES: Mapping[str, type[BaseModel]] = {
     "pool": PoolEntry,
     "webhooks": WebhookEntry,
+    "hooks": HookRule,
     "git_hosts": GitHost,
 }
 

@@ -6,9 +6,11 @@ arrives, the others follow. A message that fails is tried again until it is GIVE
 
 import asyncio
 import random
-from collections.abc import Callable, Mapping, Sequence
+import ssl
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from pathlib import Path
 from typing import NamedTuple
 
 import aiohttp
@@ -45,14 +47,18 @@ class NotYet(TryAgain):
 
 
 class Request(NamedTuple):
-    """A POST."""
+    """A POST. final: answers after which it is not tried again. ca_file: certificates to trust,
+    instead of the system's.
+    """
 
     url: str
     headers: Mapping[str, str]
     body: bytes
+    final: Collection[int] = ()
+    ca_file: Path | None = None
 
 
-Maker = Callable[[Delivery, datetime], Request]
+Maker = Callable[[Delivery, datetime], Awaitable[Request]]
 
 
 @dataclass(slots=True)
@@ -135,7 +141,7 @@ class Deliverer:
         tried = replace(delivery, tries=delivery.tries + 1, tried_at=now, next_try_at=None)
         tried = replace(tried, answer=None, error=None)
         try:
-            request = self._makers[delivery.message.kind](delivery, now)
+            request = await self._makers[delivery.message.kind](delivery, now)
             status = await _post(session, request)
         except Undeliverable as error:
             return replace(tried, state=DeliveryState.GIVEN_UP, error=str(error))
@@ -146,6 +152,9 @@ class Deliverer:
         tried = replace(tried, answer=status)
         if status == GONE:
             return replace(tried, state=DeliveryState.GIVEN_UP, error=NO_MORE)
+        if status in request.final:
+            refused = f"the receiver answered {status}: it takes no such message"
+            return replace(tried, state=DeliveryState.GIVEN_UP, error=refused)
         redirect = ": redirects are not followed" if 300 <= status < 400 else ""
         return self._failed(tried, f"the receiver answered {status}{redirect}")
 
@@ -210,8 +219,13 @@ async def _post(session: aiohttp.ClientSession, request: Request) -> int:
         NotYet: there was none.
     """
     try:
+        trust = ssl.create_default_context(cafile=request.ca_file) if request.ca_file else True
         async with session.post(
-            request.url, data=request.body, headers=request.headers, allow_redirects=False
+            request.url,
+            data=request.body,
+            headers=request.headers,
+            allow_redirects=False,
+            ssl=trust,
         ) as answer:
             return answer.status
     except TimeoutError:

@@ -1,6 +1,6 @@
 """The webhooks of the settings: who is told what, and how that is signed."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 
 from ciworker import __version__
@@ -14,23 +14,23 @@ from ciworker.units import SECRET, key_of
 class Webhooks:
     """Makes messages of changes, and requests of messages."""
 
-    def __init__(self, settings: Settings, environ: Mapping[str, str]) -> None:
+    def __init__(self, settings: Settings, secret: Callable[[str], str | None]) -> None:
         """Take the settings.
 
         Args:
             settings: name the endpoints.
-            environ: holds the secrets that they only name; looked up anew for each request.
+            secret: gives the values of those that they only name; asked anew for each request.
         """
         self._entries = {entry.called: entry for entry in settings.webhooks}
         self._subscribers = [Subscriber(name, e.events) for name, e in self._entries.items()]
         self._page = settings.public_url
-        self._environ = environ
+        self._secret = secret
 
     def tell(self, job: Job, at: datetime) -> Sequence[Message]:
         """What the job's new status means for the endpoints."""
         return messages(job, at, self._subscribers, self._page)
 
-    def request(self, delivery: Delivery, now: datetime) -> Request:
+    async def request(self, delivery: Delivery, now: datetime) -> Request:
         """Raises Undeliverable when nobody is told of it any more, NotYet without the secret."""
         name, body = delivery.message.endpoint, delivery.message.body
         entry = self._entries.get(name)
@@ -50,7 +50,7 @@ class Webhooks:
         text = entry.secret.get_secret_value()
         if text.startswith(SECRET):
             return key_of(text)
-        value = self._environ.get(text)
+        value = self._secret(text)
         if value is None:
             raise NotYet(f"the secret {text} has no value: set it in the worker's environment")
         try:

@@ -35,6 +35,7 @@ class DeliveryKind(StrEnum):
     """What is told, and to whom."""
 
     WEBHOOK = "webhook"  # an event, to who the settings name
+    STATUS = "status"  # how a commit's job stands, to the forge that it comes from
 
 
 class Message(NamedTuple):

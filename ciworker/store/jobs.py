@@ -108,23 +108,29 @@ class Jobs:
         self._outbox = outbox or Outbox(lambda _job, _at: (), lambda: None)
         self._kept = Kept[Job](KEPT)
 
-    async def add(self, job: Job, submitter: str, key: str | None) -> Job:
-        """Store a new job, or find the one that the same submitter made with the same key.
+    async def add(
+        self, job: Job, submitter: str, key: str | None, more_keys: Sequence[str] = ()
+    ) -> Job:
+        """Store a new job, or find the one that the same submitter made with one of these keys.
 
         Args:
             job: queued, with an id that is not in use.
             submitter: the id of the token that submits.
             key: its Idempotency-Key, if it sent one.
+            more_keys: likewise.
         """
 
+        keys = [*([key] if key else []), *more_keys]
+
         async def work(session: AsyncSession) -> Job:
-            if key and (earlier := await _submitted(session, submitter, key, job.created_at)):
-                return await _read(session, earlier)
+            for one in keys:
+                if earlier := await _submitted(session, submitter, one, job.created_at):
+                    return await _read(session, earlier)
             session.add(_row(job))
             await session.flush()
-            if key:
+            for one in keys:
                 await session.merge(
-                    SubmissionRow(token_id=submitter, key=key, job_id=job.id, at=job.created_at)
+                    SubmissionRow(token_id=submitter, key=one, job_id=job.id, at=job.created_at)
                 )
             event = _event(job.id, job.created_at, (None, Status.QUEUED))
             connection = await session.connection()

@@ -1,5 +1,6 @@
 """What the handlers work with; made once, in `app.py`."""
 
+import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -22,6 +23,8 @@ from ciworker.web.ends import Ends
 from ciworker.web.models import PoolChange, PoolReport, ResyncReport
 from ciworker.web.sessions import Codes
 from ciworker.web.watchers import Watchers
+
+HOOKS = 16
 
 
 class Drain(Protocol):
@@ -71,6 +74,8 @@ class Context:
     started_at: when this process did. drain: how it is told to wait for its jobs, then stop.
     pool: the containers that are kept parked.
     deliveries: what others are told.
+    secret: the value of a secret by its name, if it has one.
+    hook_turns: of forges' deliveries that are read, before it is known who sent them.
     ends: the last that is told of jobs.
     closing: fires when the worker goes down and streams have to end.
     access_ended: fires when a token or a session does before its time.
@@ -100,9 +105,11 @@ class Context:
     drain: Drain
     pool: Pool
     deliveries: Deliveries
+    secret: Callable[[str], str | None]
     watchers: Watchers = field(default_factory=Watchers)
     codes: Codes = field(default_factory=Codes)
     ends: Ends = field(default_factory=Ends)
+    hook_turns: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(HOOKS))
     closing: Signal = field(default_factory=Signal)
     access_ended: Signal = field(default_factory=Signal)
 

@@ -398,6 +398,16 @@ class EnvironmentNames(Model):
     items: list[str]
 
 
+class HookAnswer(Model):
+    """What a forge's delivery made: ids of jobs, of which each is made once.
+
+    message: why there is none.
+    """
+
+    jobs: list[str]
+    message: str | None
+
+
 class WebhookModel(Model):
     """A webhook of the settings, without its secret and its address.
 

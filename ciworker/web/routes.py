@@ -14,6 +14,7 @@ from ciworker.store.tokens import Role
 from ciworker.web import (
     drain,
     environments,
+    hooks,
     jobs,
     logs,
     metrics,
@@ -33,6 +34,7 @@ from ciworker.web.models import (
     EnvironmentList,
     EnvironmentNames,
     Health,
+    HookAnswer,
     JobDetail,
     JobModel,
     JobPage,
@@ -302,6 +304,14 @@ ROUTES: Sequence[Route] = (
         Role.ADMIN,
         {200: PoolChange},
         refusals=(503,),
+    ),
+    Route(
+        hdrs.METH_POST,
+        f"{API}/hooks/{{id}}",
+        hooks.receive_hook,
+        None,
+        {200: HookAnswer, 202: HookAnswer},
+        refusals=(401, 408, 413, 415, 422, 503),
     ),
     Route(hdrs.METH_GET, f"{API}/webhooks", webhooks.list_webhooks, Role.ADMIN, {200: WebhookList}),
     Route(

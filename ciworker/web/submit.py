@@ -89,11 +89,16 @@ async def _take_in(upload: Upload, context: Context) -> Job:
     if wanted.git is None:
         return await _uploaded(upload, wanted, context)
     await upload.end("with `git` in the part `spec` no archive is sent: send one or the other")
-    return _to_fetch(wanted, wanted.git, context)
+    return to_fetch(wanted, wanted.git, context, {})
 
 
-def _to_fetch(wanted: SpecRequest, source: GitRequest, context: Context) -> Job:
-    """A job whose tree the worker fetches, and whose job file it reads then."""
+def to_fetch(
+    wanted: SpecRequest, source: GitRequest, context: Context, more: Mapping[str, object]
+) -> Job:
+    """A job whose tree the worker fetches, and whose job file it reads then.
+
+    more: is told of its source besides.
+    """
     remote = parse_remote(source.url)
     git = Git(
         url=remote.url,
@@ -110,7 +115,7 @@ def _to_fetch(wanted: SpecRequest, source: GitRequest, context: Context) -> Job:
         replace(spec, git=git),
         tar_length=0,
         priority=wanted.priority,
-        source={"kind": "git"},
+        source={"kind": "git", **more},
     )
 
 

@@ -34,7 +34,7 @@ class Desk:
         self.environ: dict[str, str] = {}
         self.clock, self.changed, self.metrics = SteppedClock(), Signal(), Metrics()
         self.store = Deliveries(database, self.changed.fire)
-        self.webhooks = Webhooks(settings, self.environ)
+        self.webhooks = Webhooks(settings, self.environ.get)
         self.deliverer = Deliverer(
             self.store,
             {DeliveryKind.WEBHOOK: self.webhooks.request},
