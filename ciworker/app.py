@@ -56,6 +56,7 @@ from ciworker.telemetry import configure, logger
 from ciworker.web.access import allowed_hosts
 from ciworker.web.application import application
 from ciworker.web.context import Context
+from ciworker.web.hooks import check_rules
 from ciworker.web.models import (
     PoolChange,
     PoolEntryModel,
@@ -78,9 +79,11 @@ def serve(settings: Settings) -> None:
 
     Raises:
         StoreRefused, StoreUnavailable: the store cannot be used.
+        Invalid: a setting cannot be.
         OSError: the port is taken, or the data folder cannot be written.
     """
     configure(settings.log_format)
+    check_rules(settings)
     _raise_file_limit()
     os.umask(0o077)  # what jobs print and are given is nobody else's on this machine
     _make_data_folder(settings)

@@ -21,6 +21,7 @@ from pydantic import (
     SecretStr,
     TypeAdapter,
     ValidationError,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -128,9 +129,9 @@ def _address(value: str | None) -> str | None:
     return value.rstrip("/")
 
 
-def _tables(value: object) -> object:
+def _tables(value: object, info: ValidationInfo) -> object:
     if isinstance(value, dict):
-        raise ValueError("has to be a list of tables: write [[NAME]] above each")
+        raise ValueError(f"has to be a list of tables: write [[{info.field_name}]] above each")
     return value
 
 

@@ -22,7 +22,7 @@ from ciworker.domain.forge import (
 from ciworker.domain.git import parse_remote
 from ciworker.domain.job import Job
 from ciworker.errors import Invalid, Unknown
-from ciworker.settings import HookRule
+from ciworker.settings import HookRule, Settings
 from ciworker.telemetry import logger
 from ciworker.web.answers import json_answer
 from ciworker.web.context import CONTEXT, Context
@@ -51,6 +51,19 @@ async def receive_hook(request: web.Request) -> web.Response:
     await check_room(context)
     jobs = [await _make(context, rule, change, _keys(rule, headers, body)) for rule in wanted]
     return json_answer(HookAnswer(jobs=jobs, message=None), status=202)
+
+
+def check_rules(settings: Settings) -> None:
+    """See that the repositories of the setting `hooks` can be fetched.
+
+    Raises:
+        Invalid: one cannot.
+    """
+    for rule in settings.hooks:
+        try:
+            parse_remote(rule.repository)
+        except Invalid as error:
+            raise Invalid(f"setting hooks: {error}") from error
 
 
 def _forge(request: web.Request) -> Forge:
@@ -134,11 +147,13 @@ async def _make(context: Context, rule: HookRule, change: Change, keys: Sequence
         project=rule.project, git=GitRequest(url=rule.repository, ref=change.commit)
     )
     assert wanted.git is not None
-    source = {
-        "hook": {"forge": rule.forge, "event": change.event.value, "fork": change.fork},
-        "vcs": {"commit": change.commit, "branch": change.branch, "describe": None, "dirty": None},
+    hook = {
+        "forge": rule.forge,
+        "event": change.event.value,
+        "branch": change.branch,
+        "fork": change.fork,
     }
-    job = to_fetch(wanted, wanted.git, context, source)
+    job = to_fetch(wanted, wanted.git, context, {"hook": hook})
     stored: Job = await context.jobs.add(job, f"hook:{rule.forge}", keys[0], keys[1:])
     if stored.id == job.id:
         logger().info("made by a hook", job=job.id, forge=rule.forge, hook_event=change.event.value)

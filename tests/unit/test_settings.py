@@ -85,6 +85,7 @@ DEFAULTS: Mapping[str, object] = {
     "max_git": 1024**3,
     "pool": (),
     "webhooks": (),
+    "hooks": (),
     "log_format": "auto",
     "instance": None,
 }
@@ -518,3 +519,24 @@ def test_a_wrong_webhook_is_named_and_its_secrets_are_not_repeated(
     with pytest.raises(ValueError, match=re.escape(sentence)) as refused:
         load()
     assert "s3cret" not in str(refused.value)
+
+
+HOOK_RULE = {"forge": "github", "repository": "https://github.com/acme/tea.git", "secret": "TEA"}
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "sentence"),
+    [
+        ("HOOKS", [{**HOOK_RULE, "forge": "svn"}], "'github', 'gitlab' or 'forgejo'"),
+        ("HOOKS", [{**HOOK_RULE, "secret": "not a name"}], "hooks.0.secret"),
+        ("HOOKS", [{**HOOK_RULE, "event": "push"}], "did you mean events?"),
+        ("GIT_HOSTS", {"h.org": {"status_token": "T"}}, "status_token needs `forge`"),
+        ("GIT_HOSTS", {"h.org": {"api": "ftp://x"}}, "'ftp://x' has to be https://HOST/PATH"),
+    ],
+)
+def test_what_forges_are_told_and_may_do_is_checked(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: object, sentence: str
+) -> None:
+    monkeypatch.setenv(f"CIWORKER_{name}", json.dumps(value))
+    with pytest.raises(ValueError, match=re.escape(sentence)):
+        load()
