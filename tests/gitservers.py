@@ -44,7 +44,7 @@ class Authority:
             "-keyout", folder / "key.pem", "-out", folder / "request.pem",
         )  # fmt: skip
         names = folder / "names"
-        names.write_text("subjectAltName=DNS:localhost,IP:127.0.0.1\n")
+        names.write_text("subjectAltName=DNS:localhost,DNS:tea.example,IP:127.0.0.1\n")
         run(
             "openssl", "x509", "-req", "-days", "2", "-in", folder / "request.pem",
             "-CA", folder / "ca.pem", "-CAkey", folder / "ca.key", "-CAcreateserial",
