@@ -51,6 +51,17 @@ async def looked(worker: Worker, **more: Any) -> Mapping[str, Finding]:
     return {finding.check: finding for finding in found}
 
 
+async def test_missing_git_is_a_trouble_where_repositories_are_to_be_fetched(
+    absent: Worker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert (await looked(absent))["git"].ok
+    monkeypatch.setenv("PATH", str(tmp_path))
+    found = (await looked(absent))["git"]
+    assert (found.ok, found.detail.startswith("git, setpriv, prlimit missing: ")) == (True, True)
+    found = (await looked(absent, git_folders=["/srv/git"]))["git"]
+    assert (found.ok, "apt-get install git" in found.mend) == (False, True)
+
+
 @pytest.fixture
 def absent(new_worker: WorkerFactory) -> Worker:
     """A worker that was never started."""
