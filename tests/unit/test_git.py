@@ -452,9 +452,8 @@ async def test_a_token_is_nowhere_but_with_its_host(served: Served, tmp_path: Pa
     """Not in a command line, an environment or a file, while git waits for an answer."""
     fetcher = Fetcher(tmp_path, git_hosts=served.hosts())
     fetcher.secrets = {"T": PASSWORD}
-    fetching = asyncio.ensure_future(fetcher.pinned(served.https.url("stalled/tea.git")))
-    async with asyncio.timeout(20):
-        await served.https.stalled.wait()
+    fetching = asyncio.ensure_future(fetcher.pinned(served.https.url("once/tea.git")))
+    await served.https.is_stalled()
     try:
         seen = [told_of(process) for process in Path("/proc").iterdir() if is_in(process, fetcher)]
         assert len(seen) >= 2, "git and its helper"

@@ -63,10 +63,12 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> Gate:
 
 
 def git_job(lab: Lab, repo: Made, run: str = "cat leaf.txt", **other: Any) -> Job:
-    job = lab.new_job("true", waits=True)
+    job = lab.new_job("true")
     lab.settings.spool_file(job.id).unlink()
     source = Git(**{"url": repo.url, "ref": "main", "overrides": {"run": run}, **other})
-    return replace(job, spec=replace(job.spec, git=source), tar_length=0, source={"kind": "git"})
+    return replace(
+        job, spec=replace(job.spec, git=source), tar_length=0, waits=True, source={"kind": "git"}
+    )
 
 
 async def submitted(life: Life, job: Job) -> str:
@@ -253,7 +255,8 @@ async def test_git_dies_with_a_worker_that_is_killed(tmp_path: Path) -> None:
     try:
         async with asyncio.timeout(PATIENCE):
             pid = int(await process.stdout.readline())
-            assert alive(pid)
+            while Path(f"/proc/{pid}/comm").read_text() != "git\n":
+                await asyncio.sleep(0.01)  # what is before it in the command has not become it yet
             process.kill()
             await process.wait()
             while alive(pid):
