@@ -1,33 +1,29 @@
 """Jobs whose tree the worker fetches, from servers of git that the tests start."""
 
-import asyncio
 import json
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
 import pytest_asyncio
 
-from tests.conftest import WorkerFactory
-from tests.driver import DEADLINE, Worker, command
+from tests.driver import command
 from tests.e2e.conftest import running, spooled
-from tests.gitservers import USERNAME, Authority, Https, Ssh, https, ssh
+from tests.gitjobs import READS, TOKEN, Trusted, children_of_git, post, settings_for
+from tests.gitservers import Authority, Https, Ssh, https, ssh
 from tests.repositories import Made, made
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 PASSWORD = "canary-of-a-password-7f3a"
-TOKEN = "TEA_TOKEN"
-READS = "cat leaf.txt; echo $GIT_URL; echo $GIT_REF; echo $GIT_COMMIT"
 
 
 @dataclass
 class Tea:
     """A worker, the servers that it may fetch from, and two repositories behind them."""
 
-    worker: "Trusted"
+    worker: Trusted
     https: Https
     ssh: Ssh
     public: Made
@@ -40,40 +36,6 @@ class Tea:
 
     async def run(self, git: dict[str, str], **spec: Any) -> dict[str, Any]:
         return await self.worker.wait(await self.submit(git, **spec))
-
-
-async def post(worker: Worker, spec: dict[str, Any]) -> tuple[int, Any]:
-    boundary = "x" * 20
-    part = f'--{boundary}\r\nContent-Disposition: form-data; name="spec"\r\n\r\n{json.dumps(spec)}'
-    headers = {"Content-Type": f"multipart/form-data; boundary={boundary}"}
-    body = f"{part}\r\n--{boundary}--\r\n".encode()
-    return await worker.call("POST", "/jobs", data=body, headers=headers)
-
-
-def settings_for(served: Https, shells: Ssh, authority: Authority) -> dict[str, str]:
-    hosts = {
-        served.place: {"token": TOKEN, "username": USERNAME, "ca_file": str(authority.file)},
-        shells.place: {"ssh": True, "known_hosts": [shells.host_key]},
-    }
-    return {
-        "git_hosts": json.dumps(hosts),
-        "git_allowed_addresses": json.dumps(["127.0.0.0/8", "::1"]),
-    }
-
-
-class Trusted(Worker):
-    """A worker whose environment has the values of secrets."""
-
-    secrets: dict[str, str]
-
-    @property
-    def settings_to_fetch(self) -> dict[str, str]:
-        """For another worker that may fetch what this one may."""
-        return {name: text for name, text in self.settings.items() if name.startswith("git_")}
-
-    @property
-    def environment(self) -> dict[str, str]:
-        return super().environment | self.secrets
 
 
 @pytest_asyncio.fixture(loop_scope="module", scope="module")
@@ -266,73 +228,3 @@ async def test_a_cancel_in_mid_fetch_ends_git_and_leaves_nothing(tea: Tea) -> No
     assert (job["status"], job["reason"]) == ("cancelled", "cancelled")
     assert list((tea.worker.data_dir / "fetches").iterdir()) == []
     assert children_of_git(tea.worker) == []
-
-
-async def test_a_worker_that_is_killed_in_mid_fetch_is_followed_by_one_that_fetches_again(
-    tea: Tea, new_worker: WorkerFactory
-) -> None:
-    commit = tea.public.commit({"leaf.txt": "oolong\n"})
-    tea.https.rest()
-    worker = new_worker(**tea.worker.settings_to_fetch)
-    await worker.start()
-    _, job = await post(worker, {"git": {"url": tea.https.url("once/tea.git")}, "run": READS})
-    await tea.https.is_stalled()
-    await worker.kill()
-    async with asyncio.timeout(DEADLINE):
-        while children_of_git(worker):
-            await asyncio.sleep(0.02)
-    assert list((worker.data_dir / "fetches").iterdir()), "it was in the middle"
-    tea.https.go_on()
-    await worker.start()
-    ended = await worker.wait(job["id"])
-    assert (ended["reason"], ended["spec"]["git"]["commit"]) == ("passed", commit)
-    log = (await worker.text(job["id"])).decode()
-    assert log.count("::group::Fetch HEAD of ") == 2
-    assert "ciworker: the fetch was cut off and begins anew\n::endgroup::\n" in log
-    assert list((worker.data_dir / "fetches").iterdir()) == []
-
-
-async def test_a_worker_that_is_stopped_in_mid_fetch_goes_at_once(
-    tea: Tea, new_worker: WorkerFactory
-) -> None:
-    tea.https.rest()
-    worker = new_worker(**tea.worker.settings_to_fetch)
-    await worker.start()
-    _, job = await post(worker, {"git": {"url": tea.https.url("once/tea.git")}, "run": READS})
-    await tea.https.is_stalled()
-    assert await worker.stop() < 3
-    assert children_of_git(worker) == []
-    assert list((worker.data_dir / "fetches").iterdir()) == []
-    assert "Traceback" not in worker.log.read_text()
-    tea.https.go_on()
-    await worker.start()
-    assert (await worker.wait(job["id"]))["reason"] == "passed"
-
-
-async def test_a_worker_fetches_from_public_addresses_alone(
-    tea: Tea, new_worker: WorkerFactory
-) -> None:
-    worker = new_worker()
-    await worker.start()
-    asked = len(tea.https.asked)
-    for url in (tea.https.url("tea.git"), "https://169.254.169.254/latest/meta-data"):
-        _, job = await post(worker, {"git": {"url": url}})
-        job = await worker.wait(job["id"])
-        assert job["reason"] == "source_failed"
-        assert "which is no public address: an operator may allow it" in job["message"]
-    _, job = await post(worker, {"git": {"url": tea.public.url}})
-    assert "git_folders" in (await worker.wait(job["id"]))["message"]
-    assert len(tea.https.asked) == asked
-
-
-def children_of_git(worker: Worker) -> list[str]:
-    """Processes, dead ones left out, that work in the folder of the worker's fetches."""
-    found = []
-    for process in Path("/proc").iterdir():
-        try:
-            cwd = (process / "cwd").readlink()
-        except OSError:
-            continue
-        if cwd.is_relative_to(worker.data_dir / "fetches"):
-            found.append(process.name)
-    return found

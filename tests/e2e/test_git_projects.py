@@ -13,7 +13,7 @@ import pytest
 import pytest_asyncio
 
 from tests.e2e.conftest import running
-from tests.e2e.test_git_jobs import Trusted, settings_for
+from tests.gitjobs import Trusted, settings_for
 from tests.gitservers import Authority, Https, Ssh, https, ssh
 from tests.published import (
     FOLDERS,

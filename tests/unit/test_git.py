@@ -1,10 +1,11 @@
 """Real repositories, fetched by the real git: what comes out, what must not, and what is left."""
 
 import asyncio
-import json
+import io
 import os
 import shutil
 import socket
+import tarfile
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -527,9 +528,6 @@ def alike(repo: Made) -> tuple[str, str]:
 
 
 def unpacked(tar: bytes, folder: Path) -> Path:
-    import io
-    import tarfile
-
     with tarfile.open(fileobj=io.BytesIO(tar + bytes(1024))) as archive:
         archive.extractall(folder, filter="data")
     return folder / "src"
@@ -555,8 +553,3 @@ def is_in(process: Path, fetcher: Fetcher) -> bool:
 
 def told_of(process: Path) -> bytes:
     return (process / "cmdline").read_bytes() + (process / "environ").read_bytes()
-
-
-def test_settings_of_hosts_are_json(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CIWORKER_GIT_HOSTS", json.dumps({"h:1": {"token": "T"}}))
-    assert Settings().git_hosts == {"h:1": GitHost(token="T")}
