@@ -1,7 +1,8 @@
 """Servers of git repositories, over https and ssh, and a certificate authority of their own.
 
 They serve the bare repositories of a folder: `NAME.git` to everyone, `private/NAME.git` to who has
-the password. Over https `moved/…` redirects and `stalled/…` never answers.
+the password. Over https `moved/…` redirects, and `once/…` answers only while the server is not at
+rest.
 """
 
 import asyncio
@@ -44,7 +45,7 @@ class Authority:
             "-keyout", folder / "key.pem", "-out", folder / "request.pem",
         )  # fmt: skip
         names = folder / "names"
-        names.write_text("subjectAltName=DNS:localhost,IP:127.0.0.1\n")
+        names.write_text("subjectAltName=DNS:localhost,DNS:tea.example,IP:127.0.0.1\n")
         run(
             "openssl", "x509", "-req", "-days", "2", "-in", folder / "request.pem",
             "-CA", folder / "ca.pem", "-CAkey", folder / "ca.key", "-CAcreateserial",
@@ -72,8 +73,8 @@ class Https:
     password: str
     target: str = ""
     asked: list[tuple[str, str | None]] = field(default_factory=list)
-    stalled: asyncio.Event = field(default_factory=asyncio.Event)
-    let_go: asyncio.Event = field(default_factory=asyncio.Event)
+    _stalled: asyncio.Event = field(default_factory=asyncio.Event)
+    _goes: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
     def place(self) -> str:
@@ -82,6 +83,19 @@ class Https:
     def url(self, name: str) -> str:
         return f"https://{self.place}/{name}"
 
+    def rest(self) -> None:
+        """From now on `once/…` is not answered."""
+        self._stalled.clear()
+        self._goes.clear()
+
+    async def is_stalled(self) -> None:
+        """Until somebody waits for an answer."""
+        async with asyncio.timeout(PATIENCE):
+            await self._stalled.wait()
+
+    def go_on(self) -> None:
+        self._goes.set()
+
     async def answer(self, request: web.Request) -> web.StreamResponse:
         given = request.headers.get("Authorization")
         password = BasicAuth.decode(given).password if given else None
@@ -89,22 +103,22 @@ class Https:
         kind = request.path.split("/")[1]
         if kind == "moved":
             raise web.HTTPFound(self.target + request.path_qs.removeprefix("/moved"))
-        if kind == "stalled":
-            self.stalled.set()
-            await self.let_go.wait()
+        if kind == "once" and not self._goes.is_set():
+            self._stalled.set()
+            await self._goes.wait()
         if kind == "private" and password != self.password:
             said = f"fatal: {password} is no password\n"  # a host may repeat what it was sent
             headers = {"WWW-Authenticate": 'Basic realm="git"'}
             return web.Response(status=401, headers=headers, text=said)
-        return await self._by_git(request)
+        return await self._by_git(request, request.path.removeprefix("/once"))
 
-    async def _by_git(self, request: web.Request) -> web.StreamResponse:
+    async def _by_git(self, request: web.Request, path: str) -> web.StreamResponse:
         body = await request.read()
         environment = {
             "PATH": os.environ["PATH"],
             "GIT_PROJECT_ROOT": str(self.root),
             "GIT_HTTP_EXPORT_ALL": "1",
-            "PATH_INFO": request.path,
+            "PATH_INFO": path,
             "QUERY_STRING": request.query_string,
             "REQUEST_METHOD": request.method,
             "CONTENT_TYPE": request.headers.get("Content-Type", ""),
@@ -133,7 +147,7 @@ async def https(root: Path, authority: Authority, password: str) -> AsyncIterato
         await web.TCPSite(runner, "127.0.0.1", server.port, ssl_context=authority.context).start()
         yield server
     finally:
-        server.let_go.set()
+        server.go_on()
         await runner.cleanup()
 
 

@@ -102,8 +102,9 @@ def _git(settings: Settings) -> Finding:
     if not missing:
         return Finding("git", True, "is installed: the worker can fetch repositories")
     detail = f"{', '.join(missing)} missing: jobs that name a repository fail"
-    wanted = bool(settings.git_hosts or settings.git_folders)
-    return Finding("git", not wanted, detail, "apt-get install git openssh-client util-linux")
+    if not settings.git_hosts and not settings.git_folders:
+        return Finding("git", True, detail)
+    return Finding("git", False, detail, "apt-get install git openssh-client util-linux")
 
 
 async def _engine(settings: Settings) -> AsyncIterator[Finding]:

@@ -149,7 +149,7 @@ def _host(text: str) -> str:
     """Nothing that one parser takes for a name and the next for an address."""
     host = text.lower()
     try:
-        if host.startswith("["):
+        if host.startswith("[") and "%" not in host:
             return str(IPv6Address(host.strip("[]")))
         if _NUMBER.fullmatch(host.rpartition(".")[2]):
             return str(IPv4Address(host))

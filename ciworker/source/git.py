@@ -268,9 +268,11 @@ class Repository:
             finally:
                 attending.cancel()
                 await asyncio.wait([attending])
-        if code:
-            raise _GitFailed(b"\n".join(said).decode(errors="replace") or f"exit code {code}")
-        return answer.decode(errors="replace").strip()
+        if not code:
+            return answer.decode(errors="replace").strip()
+        if await asyncio.to_thread(_size_of, self._folder) >= self._max_bytes:
+            raise SourceFailed(too_large(self._max_bytes))  # one file met its bound
+        raise _GitFailed(b"\n".join(said).decode(errors="replace") or f"exit code {code}")
 
     async def _watch(self, attending: "asyncio.Future[int]") -> None:
         while not (await asyncio.wait([attending], timeout=LOOK))[0]:

@@ -214,8 +214,8 @@ def is_ambiguous(said: str) -> bool:
 
 
 def is_too_large(said: str) -> bool:
-    """Whether a file of git's met its bound: SIGXFSZ, or EFBIG where that is ignored."""
-    return "signal 25" in said or "File too large" in said
+    """Whether a file of git's met its bound, where SIGXFSZ is ignored and git can say so."""
+    return "File too large" in said
 
 
 def explain(access: Access, said: str) -> str:
@@ -233,8 +233,8 @@ def explain(access: Access, said: str) -> str:
 
 def too_large(max_bytes: int) -> str:
     return (
-        f"the repository is over {format_size(max_bytes)} (max_git) though only one commit of it "
-        "is fetched: leave large files to something else"
+        f"what has to be fetched of the repository is over {format_size(max_bytes)} (max_git): "
+        "leave large files to something else, or have the operator raise it"
     )
 
 

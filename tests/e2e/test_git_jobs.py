@@ -1,32 +1,29 @@
 """Jobs whose tree the worker fetches, from servers of git that the tests start."""
 
-import asyncio
 import json
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
 import pytest_asyncio
 
-from tests.driver import Worker, command
+from tests.driver import command
 from tests.e2e.conftest import running, spooled
-from tests.gitservers import USERNAME, Authority, Https, Ssh, https, ssh
+from tests.gitjobs import READS, TOKEN, Trusted, children_of_git, post, settings_for
+from tests.gitservers import Authority, Https, Ssh, https, ssh
 from tests.repositories import Made, made
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 PASSWORD = "canary-of-a-password-7f3a"
-TOKEN = "TEA_TOKEN"
-READS = "cat leaf.txt; echo $GIT_URL; echo $GIT_REF; echo $GIT_COMMIT"
 
 
 @dataclass
 class Tea:
     """A worker, the servers that it may fetch from, and two repositories behind them."""
 
-    worker: Worker
+    worker: Trusted
     https: Https
     ssh: Ssh
     public: Made
@@ -39,35 +36,6 @@ class Tea:
 
     async def run(self, git: dict[str, str], **spec: Any) -> dict[str, Any]:
         return await self.worker.wait(await self.submit(git, **spec))
-
-
-async def post(worker: Worker, spec: dict[str, Any]) -> tuple[int, Any]:
-    boundary = "x" * 20
-    part = f'--{boundary}\r\nContent-Disposition: form-data; name="spec"\r\n\r\n{json.dumps(spec)}'
-    headers = {"Content-Type": f"multipart/form-data; boundary={boundary}"}
-    body = f"{part}\r\n--{boundary}--\r\n".encode()
-    return await worker.call("POST", "/jobs", data=body, headers=headers)
-
-
-def settings_for(served: Https, shells: Ssh, authority: Authority) -> dict[str, str]:
-    hosts = {
-        served.place: {"token": TOKEN, "username": USERNAME, "ca_file": str(authority.file)},
-        shells.place: {"ssh": True, "known_hosts": [shells.host_key]},
-    }
-    return {
-        "git_hosts": json.dumps(hosts),
-        "git_allowed_addresses": json.dumps(["127.0.0.0/8", "::1"]),
-    }
-
-
-class Trusted(Worker):
-    """A worker whose environment has the values of secrets."""
-
-    secrets: dict[str, str]
-
-    @property
-    def environment(self) -> dict[str, str]:
-        return super().environment | self.secrets
 
 
 @pytest_asyncio.fixture(loop_scope="module", scope="module")
@@ -250,10 +218,9 @@ async def test_a_retry_runs_the_same_commit_though_the_branch_went_on(tea: Tea) 
 
 
 async def test_a_cancel_in_mid_fetch_ends_git_and_leaves_nothing(tea: Tea) -> None:
-    tea.https.stalled.clear()
-    job_id = await tea.submit({"url": tea.https.url("stalled/tea.git")})
-    async with asyncio.timeout(60):
-        await tea.https.stalled.wait()
+    tea.https.rest()
+    job_id = await tea.submit({"url": tea.https.url("once/tea.git")})
+    await tea.https.is_stalled()
     assert children_of_git(tea.worker)
     status, _ = await tea.worker.call("POST", f"/jobs/{job_id}/cancel")
     assert status == 202
@@ -261,16 +228,3 @@ async def test_a_cancel_in_mid_fetch_ends_git_and_leaves_nothing(tea: Tea) -> No
     assert (job["status"], job["reason"]) == ("cancelled", "cancelled")
     assert list((tea.worker.data_dir / "fetches").iterdir()) == []
     assert children_of_git(tea.worker) == []
-
-
-def children_of_git(worker: Worker) -> list[str]:
-    """Processes, dead ones left out, that work in the folder of the worker's fetches."""
-    found = []
-    for process in Path("/proc").iterdir():
-        try:
-            cwd = (process / "cwd").readlink()
-        except OSError:
-            continue
-        if cwd.is_relative_to(worker.data_dir / "fetches"):
-            found.append(process.name)
-    return found

@@ -540,3 +540,33 @@ def test_what_forges_are_told_and_may_do_is_checked(
     monkeypatch.setenv(f"CIWORKER_{name}", json.dumps(value))
     with pytest.raises(ValueError, match=re.escape(sentence)):
         load()
+
+
+def test_hosts_of_repositories_are_tables(loaded: Loaded) -> None:
+    key = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIA=="
+    toml = f'[git_hosts."h:8443"]\ntoken = "TOKEN"\nknown_hosts = ["h {key} me@h"]\n'
+    found = loaded(toml).git_hosts["h:8443"]
+    assert (found.token, found.username, found.ssh) == ("TOKEN", "x-access-token", False)
+    assert found.known_hosts == (key,)
+    assert loaded(git_hosts='{"h": {"ssh": true}}').git_hosts["h"].ssh
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ({"git_hosts": '{"h": {"tokn": "T"}}'}, "unknown setting git_hosts.h.tokn: did you mean"),
+        ({"git_hosts": '{"H": {}}'}, "has to be HOST, or HOST:PORT, in lower case"),
+        ({"git_hosts": '{"https://h": {}}'}, "has to be HOST, or HOST:PORT, in lower case"),
+        ({"git_hosts": '{"h": {"token": "a b"}}'}, "setting git_hosts.h.token: "),
+        ({"git_hosts": '{"h": {"username": "a\\nb"}}'}, "setting git_hosts.h.username: "),
+        ({"git_hosts": '{"h": {"known_hosts": ["x"]}}'}, "write one as ssh-keyscan prints it"),
+        ({"git_hosts": '{"h": {"ca_file": "ca.pem"}}'}, "has to be an absolute path"),
+        ({"git_hosts": "h"}, "has to be JSON in the environment, such as "),
+        ({"git_allowed_addresses": '["10.0.0.1/8"]'}, "write a network such as 10.1.0.0/16"),
+        ({"git_folders": '["srv"]'}, "has to be an absolute path"),
+    ],
+)
+def test_another_way_to_fetch_is_refused_in_words(
+    loaded: Loaded, given: Mapping[str, str], sentence: str
+) -> None:
+    assert sentence in refusal(loaded, **given)
