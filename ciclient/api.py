@@ -110,14 +110,14 @@ class Api:
     def submit(
         self,
         spec: bytes,
-        archive: IO[bytes],
+        archive: IO[bytes] | None,
         size: int,
         key: str,
         *,
         listener: "Listener",
         sleep: Callable[[float], None] = time.sleep,
     ) -> Job:
-        """Uploads `size` bytes of the archive from its start.
+        """Uploads `size` bytes of the archive from its start, if there is one.
 
         A reply that was lost is asked for again with the same key, which is why it can't make a
         second job. A server that can't be reached at the first attempt raises Unreachable.
@@ -250,15 +250,17 @@ class Api:
 
 
 class Multipart:
-    """The body of a submit as a stream of known length; the archive is never held in memory.
+    """The body of a submit as a stream of known length; the archive is never held in memory, and is
+    no part where there is none.
 
     `tell` hears how many bytes of the archive have gone out, and how many there are.
     """
 
     def __init__(
-        self, spec: bytes, archive: IO[bytes], size: int, tell: Callable[[int, int], None]
+        self, spec: bytes, archive: IO[bytes] | None, size: int, tell: Callable[[int, int], None]
     ) -> None:
-        archive.seek(0)
+        self._archive = io.BytesIO() if archive is None else archive
+        self._archive.seek(0)
         boundary = f"ciclient-{secrets.token_hex(16)}"
         head = (
             f"--{boundary}\r\n"
@@ -270,11 +272,11 @@ class Multipart:
             'Content-Disposition: form-data; name="archive"; filename="archive"\r\n'
             "Content-Type: application/octet-stream\r\n\r\n"
         ).encode()
+        middle = b"" if archive is None else middle
         tail = f"\r\n--{boundary}--\r\n".encode()
         self.content_type = f"multipart/form-data; boundary={boundary}"
         self.length = len(head) + len(middle) + size + len(tail)
         self._before = io.BytesIO(head + middle)
-        self._archive = archive
         self._size = self._left = size
         self._tell = tell
         self._after = io.BytesIO(tail)

@@ -49,7 +49,17 @@ JobReference = Annotated[
     ),
 ]
 Source = Annotated[
-    Path, typer.Argument(metavar="PATH", help="A folder, or a ready tar or zip file.")
+    Path | None,
+    typer.Argument(
+        metavar="PATH", help="A folder, or a ready tar or zip file; left out: this folder."
+    ),
+]
+Git = Annotated[
+    str | None,
+    typer.Option("--git", metavar="URL", help="A repository for the worker to fetch instead."),
+]
+Ref = Annotated[
+    str | None, typer.Option("--ref", help="Its branch, tag or commit; the default branch.")
 ]
 Detach = Annotated[bool, typer.Option("--detach", "--async", help="Print the id alone and return.")]
 Network = Annotated[
@@ -99,7 +109,9 @@ def everywhere(context: typer.Context, server: Server = None, token_file: TokenF
 def submit(
     *,
     context: typer.Context,
-    path: Source = Path(),
+    path: Source = None,
+    git: Git = None,
+    ref: Ref = None,
     detach: Detach = False,
     image: Annotated[str | None, typer.Option(help="Container image.")] = None,
     timeout: Annotated[str | None, typer.Option(help="For example 90s, 10m, 2h.")] = None,
@@ -116,14 +128,16 @@ def submit(
     server: Server = None,
     token_file: TokenFile = None,
 ) -> None:
-    """Submit a folder and follow the job.
+    """Submit a folder, or a repository's URL, and follow the job.
 
     What stands after -- replaces the job file's `run`: ciclient submit . -- pytest -x
 
     Exit codes: 0 passed, 1 completed without success, 3 no verdict, 4 cancelled.
     """
     terminal = Terminal()
-    with terminal.noting(f"looking at {path.resolve()}"):
+    source = options.git(git, ref, path, dry_run=dry_run)
+    root = path or Path()
+    with terminal.noting(f"looking at {root.resolve()}"):
         from ciclient.submit import Overrides, list_contents, prepared
 
         overrides = Overrides(
@@ -136,13 +150,14 @@ def submit(
             priority=priority,
             project=project,
             cache=options.cache(rebuild=rebuild, no_cache=no_cache),
+            git=source,
             command=options.command(context.obj),
         )
         if dry_run:
-            list_contents(path, terminal)
+            list_contents(root, terminal)
             return
         access = _access(terminal, server, token_file)
-        with prepared(path, overrides, terminal) as parts, _connected(terminal, access) as api:
+        with prepared(root, overrides, terminal) as parts, _connected(terminal, access) as api:
             raise typer.Exit(_submit(terminal, api, parts, detach=detach, raw=raw))
 
 
@@ -186,7 +201,7 @@ def wait(
 ) -> None:
     """Wait for the end of a job, then print its verdict."""
     from ciclient.jobs import find_job
-    from ciclient.report import exit_code, verdict
+    from ciclient.report import FAILURES, exit_code, last_lines, next_steps, verdict
 
     terminal = Terminal()
     seconds = None if timeout is None else options.duration(timeout)
@@ -194,6 +209,10 @@ def wait(
         found = find_job(api, job)
         with detachable(found.id):
             ended = _waited(terminal, api, found, from_beginning=from_beginning, raw=raw)
+        if exit_code(ended) in FAILURES:
+            ended = _detailed(api, ended)
+            shown = [] if from_beginning else last_lines(ended)
+            terminal.say("\n".join([*shown, *next_steps(ended, api.access.server)]))
     terminal.out_line(verdict(ended, datetime.now(UTC)))
     raise typer.Exit(exit_code(ended))
 
@@ -399,7 +418,11 @@ def _send(api: "Api", parts: "Prepared") -> "Job":
     archive = parts.archive
     try:
         return api.submit(
-            parts.spec, archive.file, archive.size, token_urlsafe(24), listener=parts.progress
+            parts.spec,
+            archive.file if archive else None,
+            archive.size if archive else 0,
+            token_urlsafe(24),
+            listener=parts.progress,
         )
     except KeyboardInterrupt:
         raise Detached(
@@ -433,9 +456,7 @@ def _concluded(terminal: Terminal, api: "Api", ended: "Job", *, raw: bool) -> in
     """Says how a job ended that was shown, and returns the exit code."""
     from ciclient.report import exit_code, next_steps, verdict
 
-    # the stream does not bring its phases; without them the verdict is as good
-    with suppress(ClientError, KeyboardInterrupt):
-        ended = api.job(ended.id, patience=LAST_PATIENCE)
+    ended = _detailed(api, ended)
     now, server = datetime.now(UTC), api.access.server
     if not terminal.live or raw:
         terminal.say("\n".join([*next_steps(ended, server), verdict(ended, now)]))
@@ -444,6 +465,15 @@ def _concluded(terminal: Terminal, api: "Api", ended: "Job", *, raw: bool) -> in
 
     terminal.out_line(closing(ended, server, now, terminal.size.columns))
     return exit_code(ended)
+
+
+def _detailed(api: "Api", ended: "Job") -> "Job":
+    """The job with its history; a list of jobs, and an older worker's stream, do not tell it."""
+    if "history" in ended.raw:
+        return ended
+    with suppress(ClientError, KeyboardInterrupt):  # without it the verdict is as good
+        return api.job(ended.id, patience=LAST_PATIENCE)
+    return ended
 
 
 def _waited(

@@ -5,6 +5,7 @@ Durations and sizes of a job are not read here: they are sent as given and the w
 
 import math
 import re
+from pathlib import Path
 
 from ciclient.errors import Usage
 
@@ -49,6 +50,21 @@ def cache(*, rebuild: bool, no_cache: bool) -> str | None:
     if rebuild and no_cache:
         raise Usage("--rebuild and --no-cache exclude each other")
     return "rebuild" if rebuild else "off" if no_cache else None
+
+
+def git(
+    url: str | None, ref: str | None, path: Path | None, *, dry_run: bool
+) -> dict[str, str] | None:
+    """What the worker is to fetch, if it is to; `path` is None where none is given."""
+    if url is None:
+        if ref is not None:
+            raise Usage("--ref says what to fetch of --git URL, which is missing")
+        return None
+    if path is not None:
+        raise Usage(f"--git has the worker fetch the source: leave {path} out")
+    if dry_run:
+        raise Usage("--dry-run lists what would be packed: with --git nothing is")
+    return {"url": url} | ({} if ref is None else {"ref": ref})
 
 
 def duration(text: str) -> float:

@@ -6,13 +6,15 @@ Everything that a job or the server named is cleaned here.
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 
-from ciclient.sanitise import clean
+from ciclient.sanitise import clean, clean_line
 from ciclient.wire import Job
 
 HEADINGS = ("ID", "STATUS", "PROJECT", "IMAGE", "CREATED", "TOOK")
 _MAY_BE_CUT = (HEADINGS.index("IMAGE"), HEADINGS.index("PROJECT"))
 _LEAST_WIDTH = 8
 _LEAST_HEADINGS = HEADINGS.index("STATUS") + 1
+FAILURES = (1, 3)  # exit codes of jobs that ended by themselves and did not pass
+_APART = ("history", "last_lines")  # of a job's fields, are shown on lines of their own
 _MINUTE, _HOUR, _DAY = 60, 3600, 86400
 
 
@@ -49,8 +51,9 @@ def verdict(job: Job, now: datetime) -> str:
 def ending(job: Job, now: datetime) -> str:
     """The verdict without the id."""
     facts = [clean(job.reason)] if job.reason and job.reason not in {"passed", job.status} else []
-    if job.exit_code:
-        facts.append(f"exit code {job.exit_code}")
+    code = f"exit code {job.exit_code}"
+    if job.exit_code and not (job.message or "").startswith(f"{code}:"):
+        facts.append(clean(job.exit_words or code))
     seconds = job.seconds(now)
     if seconds is not None:
         facts.append(duration(seconds))
@@ -73,6 +76,17 @@ def next_steps(job: Job, server: str) -> list[str]:
         f"its log:    ciclient logs {job_id}",
         f"once more:  ciclient retry {job_id}",
     ]
+
+
+def last_lines(job: Job) -> list[str]:
+    """The end of the log of a job that did not pass, below a heading; empty where the server did
+    not tell."""
+    records = job.last_lines()
+    if not records:
+        return []
+    total = max(job.log_lines or 0, records[-1].n)
+    heading = f"last {plural(len(records), 'line')} of {total:,}:"
+    return [heading, *(clean_line(record.text, colour=False) for record in records)]
 
 
 def come_back(job_id: str) -> str:
@@ -182,13 +196,13 @@ def _taken(widths: Sequence[int]) -> int:
 
 def describe(job: Job, now: datetime) -> str:
     """Everything known about a job, the verdict or status last."""
-    facts = {key: value for key, value in job.raw.items() if key != "history"}
+    facts = {key: value for key, value in job.raw.items() if key not in _APART}
     lines = list(_fields(facts, ""))
     history = job.raw.get("history")
     if isinstance(history, list) and history:
         lines.append("history")
         lines += [f"  {_event(event)}" for event in history if isinstance(event, dict)]
-    return "\n".join([*lines, "", verdict(job, now)])
+    return "\n".join([*lines, *last_lines(job), "", verdict(job, now)])
 
 
 def resync(result: Mapping[str, object]) -> str:

@@ -29,6 +29,7 @@ class Overrides:
     priority: int | None = None
     project: str | None = None
     cache: str | None = None
+    git: dict[str, str] | None = None
     command: list[str] | None = None
 
     def as_spec(self) -> dict[str, object]:
@@ -37,16 +38,20 @@ class Overrides:
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """The parts of a submit, and who shows how far they are sent."""
+    """The parts of a submit, and who shows how far they are sent. archive: None where the worker
+    fetches the source."""
 
     spec: bytes
-    archive: Archive
+    archive: Archive | None
     progress: Progress
 
 
 @contextmanager
 def prepared(path: Path, overrides: Overrides, terminal: Terminal) -> Iterator[Prepared]:
     """Raises Usage, before anything is sent, for a path that can't be packed."""
+    if overrides.git is not None:
+        yield Prepared(_encoded(overrides.as_spec()), None, Progress(terminal))
+        return
     root = _existing(path)
     spec = overrides.as_spec()
     if not root.is_dir():

@@ -21,6 +21,7 @@ class Job:
     reason: str | None
     message: str | None
     exit_code: int | None
+    exit_words: str | None
     project: str | None
     image: str | None
     priority: int
@@ -45,6 +46,7 @@ class Job:
             reason=_text(fields, "reason"),
             message=_text(fields, "message"),
             exit_code=_number(fields, "exit_code"),
+            exit_words=_text(fields, "exit_words"),
             project=_text(fields, "project"),
             image=_text(fields, "image"),
             priority=_number(fields, "priority") or 0,
@@ -82,6 +84,11 @@ class Job:
             if name is not None and isinstance(seconds, int | float):
                 found.append((name, float(seconds)))
         return found
+
+    def last_lines(self) -> "list[Record]":
+        """Of the log of a job that did not pass; empty where the server did not tell."""
+        told = self.raw.get("last_lines")
+        return [_record(as_object(line)) for line in told] if isinstance(told, list) else []
 
     def place(self) -> "Place | None":
         """Where it stands in the queue; None where it does not, or the server did not tell."""

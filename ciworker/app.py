@@ -5,6 +5,7 @@ import contextlib
 import errno
 import os
 import resource
+import shutil
 import signal
 import socket
 import sys
@@ -19,6 +20,7 @@ from ulid import ULID, ULIDGenerator
 from ciworker.cli.api import base_url
 from ciworker.control.clock import SystemClock
 from ciworker.control.controller import WORKERS, Controller
+from ciworker.control.deliveries import Deliverer
 from ciworker.control.drain import Drain
 from ciworker.control.environments import EnvironmentController
 from ciworker.control.members import MemberStatus
@@ -26,15 +28,18 @@ from ciworker.control.parts import Parts
 from ciworker.control.pool import PoolController
 from ciworker.control.resync import Resync
 from ciworker.control.retention import Retainer
+from ciworker.control.statuses import Statuses
 from ciworker.control.supervisor import Supervisor
+from ciworker.control.webhooks import Webhooks
 from ciworker.control.witness import Witness
 from ciworker.control.workqueue import WorkQueue
 from ciworker.domain.decide import Bucket
+from ciworker.domain.webhook import DeliveryKind
 from ciworker.engine.disks import Disks
 from ciworker.engine.docker import DockerEngine
 from ciworker.engine.events import EventWatch
 from ciworker.engine.sandbox import write_hosts
-from ciworker.feed.feed import Feed
+from ciworker.feed.feed import Feed, Signal
 from ciworker.metrics import EngineMetrics, Metrics
 from ciworker.settings import Settings
 from ciworker.store.counts import Counter
@@ -48,10 +53,12 @@ from ciworker.store.retention import Retention
 from ciworker.store.session import Database
 from ciworker.store.sessions import Sessions
 from ciworker.store.tokens import Role, Token, Tokens
+from ciworker.store.webhooks import Deliveries, Outbox, Tell
 from ciworker.telemetry import configure, logger
 from ciworker.web.access import allowed_hosts
 from ciworker.web.application import application
 from ciworker.web.context import Context
+from ciworker.web.hooks import check_rules
 from ciworker.web.models import (
     PoolChange,
     PoolEntryModel,
@@ -74,9 +81,11 @@ def serve(settings: Settings) -> None:
 
     Raises:
         StoreRefused, StoreUnavailable: the store cannot be used.
+        Invalid: a setting cannot be.
         OSError: the port is taken, or the data folder cannot be written.
     """
     configure(settings.log_format)
+    check_rules(settings)
     _raise_file_limit()
     os.umask(0o077)  # what jobs print and are given is nobody else's on this machine
     _make_data_folder(settings)
@@ -88,7 +97,10 @@ def serve(settings: Settings) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Store:
-    """The database's sides, and the feed of what is committed there."""
+    """The database's sides, and the feed of what is committed there.
+
+    outbound: fires when there is something to deliver.
+    """
 
     jobs: Jobs
     environments: Environments
@@ -101,13 +113,16 @@ class Store:
     packer: Packer
     retention: Retention
     intent: PoolIntent
+    outbound: Signal
+    deliveries: Deliveries
 
 
-def _store(database: Database) -> Store:
-    logs = LogReader(database)
+def _store(database: Database, tell: Tell) -> Store:
+    """tell: what others are told of a change."""
+    logs, outbound = LogReader(database), Signal()
     feed = Feed(logs)
     return Store(
-        jobs=Jobs(database, on_change=feed.job_changed),
+        jobs=Jobs(database, on_change=feed.job_changed, outbox=Outbox(tell, outbound.fire)),
         environments=Environments(database),
         logs=logs,
         writer=LogWriter(database),
@@ -118,6 +133,8 @@ def _store(database: Database) -> Store:
         packer=Packer(database),
         retention=Retention(database),
         intent=PoolIntent(database),
+        outbound=outbound,
+        deliveries=Deliveries(database, on_change=outbound.fire),
     )
 
 
@@ -170,7 +187,7 @@ def _control(
 
 
 def _services(
-    parts: Parts, store: Store, control: Control
+    parts: Parts, store: Store, control: Control, deliverer: Deliverer
 ) -> Iterator[tuple[str, Coroutine[None, None, None]]]:
     """What runs as long as the worker does, by name."""
     yield "log writer", parts.writer.run()
@@ -178,6 +195,7 @@ def _services(
     yield "last event", control.witness.run()
     yield "resync", control.resync.run_periodically()
     yield "drain", control.drain.run()
+    yield "deliveries", deliverer.run()
     yield "retention", Retainer(parts, store.retention, store.packer).run()
     for n in range(WORKERS):
         yield f"worker {n}", control.controller.run_worker()
@@ -217,9 +235,12 @@ class Worker:
             await database.close()
 
     async def _run(self, database: Database, engine: DockerEngine, instance: str) -> None:
-        store = _store(database)
+        secret = os.environ.get
+        webhooks, statuses = Webhooks(self._settings, secret), Statuses(self._settings, secret)
+        store = _store(database, lambda job, at: [*webhooks.tell(job, at), *statuses.tell(job, at)])
         first = await _first_token(self._settings, store.tokens)
         await _remove_unowned_spool_files(self._settings, store.jobs)
+        await asyncio.to_thread(shutil.rmtree, self._settings.fetches, ignore_errors=True)
         new_id = await _ids(store.jobs)
         witness = await Witness.recalled(LastEvent(database))
         async with asyncio.TaskGroup() as tasks:
@@ -240,9 +261,19 @@ class Worker:
             )
             pool = PoolController(parts, store.intent, down=await store.intent.is_down())
             control = _control(parts, pool, self._metrics.engine, witness, self._stop.set)
+            deliverer = Deliverer(
+                store.deliveries,
+                {
+                    DeliveryKind.WEBHOOK: webhooks.request,
+                    DeliveryKind.STATUS: lambda one, _now: statuses.request(one, store.jobs),
+                },
+                parts.clock,
+                store.outbound,
+                self._metrics.deliveries,
+            )
             services = [
                 tasks.create_task(work, name=name)
-                for name, work in _services(parts, store, control)
+                for name, work in _services(parts, store, control, deliverer)
             ]
             context = self._context(parts, store, control, engine)
             async with self._serving(context):
@@ -280,6 +311,8 @@ class Worker:
             started_at=parts.clock.now(),
             drain=control.drain,
             pool=_Pool(control.pool),
+            deliveries=store.deliveries,
+            secret=parts.secret,
         )
 
     @contextlib.asynccontextmanager

@@ -54,6 +54,10 @@ class StoreRefused(Final):
     """The database cannot be used as it is: from the future, damaged or held by another worker."""
 
 
+class SourceFailed(Final):
+    """What a job is to run on could not be fetched."""
+
+
 class Invalid(Final):
     """What a caller asked for is not acceptable; the message names the mend."""
 

@@ -44,6 +44,7 @@ class Metrics:
         self.control = ControlMetrics(self.registry)
         self.watchers = WatcherMetrics(self.registry)
         self.state = StateMetrics(self.registry)
+        self.deliveries = DeliveryMetrics(self.registry)
 
 
 class EngineMetrics:
@@ -209,6 +210,35 @@ class WatcherMetrics:
         if now >= self._next_sample:
             self._next_sample = now + SAMPLE_INTERVAL
             self.line_latency.observe(max(0.0, now - read_at))
+
+
+class DeliveryMetrics:
+    """Messages to others, of all kinds together."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.tries = _counter(
+            registry,
+            "webhook_deliveries",
+            "Tries to tell others of jobs, by what came of them; a failed one is tried again until "
+            "it is given up",
+            "kind",
+            "outcome",
+        )
+        self.pending = _gauge(
+            registry, "webhook_pending", "Messages to others that wait to be delivered", "kind"
+        )
+        self.oldest = _gauge(
+            registry,
+            "webhook_oldest_pending_seconds",
+            "Age of the oldest message that waits to be delivered; 0 where none does",
+            "kind",
+        )
+
+    def know(self, kinds: Iterable[str]) -> None:
+        """Show these at 0 from the start."""
+        for kind in kinds:
+            for outcome in ("delivered", "failed", "given_up"):
+                self.tries.labels(kind, outcome)
 
 
 class StateMetrics:

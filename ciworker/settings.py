@@ -6,6 +6,7 @@ import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -17,8 +18,11 @@ from pydantic import (
     ConfigDict,
     Field,
     HttpUrl,
+    SecretStr,
     TypeAdapter,
     ValidationError,
+    ValidationInfo,
+    field_validator,
     model_validator,
 )
 from pydantic_settings import (
@@ -29,11 +33,13 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
-from ciworker.units import format_size, parse_duration, parse_size
+from ciworker.units import SECRET, format_size, key_of, parse_duration, parse_size
 
 PREFIX = "CIWORKER_"
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
 _URL = TypeAdapter(HttpUrl)
+_PLACE = re.compile(r"(?:\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::[0-9]{1,5})?|[0-9a-f:.]+", re.ASCII)
+_HOST_KEY = re.compile(r"(?:\S+ +)?((?:ssh|ecdsa|sk)-\S+ +[A-Za-z0-9+/]+=*)(?: .*)?", re.ASCII)
 
 
 def _variables(value: dict[str, str]) -> dict[str, str]:
@@ -85,9 +91,47 @@ def _mount(value: str) -> str:
     return value
 
 
-def _tables(value: object) -> object:
+def _host_key(value: str) -> str:
+    """Type and key, of a line as `ssh-keyscan` or a known_hosts file has it."""
+    match = _HOST_KEY.fullmatch(value.strip())
+    if match is None:
+        raise ValueError(f"{value!r} is no host key: write one as ssh-keyscan prints it")
+    return match[1]
+
+
+def _by_place(value: dict[str, "GitHost"]) -> dict[str, "GitHost"]:
+    for place in value:
+        if not _PLACE.fullmatch(place):
+            raise ValueError(f"{place!r} has to be HOST, or HOST:PORT, in lower case")
+    return value
+
+
+def _network(value: object) -> IPv4Network | IPv6Network:
+    try:
+        return ip_network(str(value))
+    except ValueError as error:
+        raise ValueError(f"{error}: write a network such as 10.1.0.0/16, or an address") from None
+
+
+def _absolute(value: Path) -> Path:
+    if not value.is_absolute():
+        raise ValueError(f"{str(value)!r} has to be an absolute path")
+    return value
+
+
+def _address(value: str | None) -> str | None:
+    if value is None:
+        return None
+    try:
+        _URL.validate_python(value)
+    except ValidationError:
+        raise ValueError(f"{value!r} has to be https://HOST/PATH") from None
+    return value.rstrip("/")
+
+
+def _tables(value: object, info: ValidationInfo) -> object:
     if isinstance(value, dict):
-        raise ValueError("has to be a list of tables: write [[pool]] above each")
+        raise ValueError(f"has to be a list of tables: write [[{info.field_name}]] above each")
     return value
 
 
@@ -127,6 +171,103 @@ class PoolEntry(BaseModel):
     memory: Annotated[Size | None, Field(description="bytes; `job_memory` where left out")] = None
     cpus: float | None = Field(None, gt=0)
     size: int = Field(ge=0)
+
+
+ForgeName = Literal["github", "gitlab", "forgejo"]
+
+
+class GitHost(BaseModel):
+    """How repositories of one host are fetched; nothing of it is used for another's.
+
+    token: name of the secret that is the password of `username`, over https. ssh: the keys of the
+    worker's SSH_AUTH_SOCK may be used. known_hosts: the host's keys; without them no ssh.
+    ca_file: certificates to trust, instead of the system's. forge: what the host is, to be told of
+    commits' jobs. status_token: name of the secret that may do that; without it nobody is told.
+    api: its API's address, where that is not the forge's usual one.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    token: str | None = Field(None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
+    username: str = Field("x-access-token", pattern=r"^[A-Za-z0-9_.@+-]+$")
+    ssh: bool = False
+    known_hosts: tuple[Annotated[str, AfterValidator(_host_key)], ...] = ()
+    forge: ForgeName | None = None
+    api: Annotated[str | None, AfterValidator(_address)] = None
+    status_token: str | None = Field(None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
+    ca_file: Annotated[Path | None, AfterValidator(lambda path: path and _absolute(path))] = None
+
+    @model_validator(mode="after")
+    def _is_known(self) -> Self:
+        if self.status_token and self.forge is None:
+            raise ValueError("status_token needs `forge`: github, gitlab or forgejo")
+        return self
+
+
+WebhookEvent = Literal[
+    "job.queued",
+    "job.starting",
+    "job.running",
+    "job.completed",
+    "job.cancelled",
+    "job.failed",
+]
+
+
+class WebhookEntry(BaseModel):
+    """Who is told of jobs. secret: `whsec_…`, or the name of an environment variable of the
+    worker's that holds such a text.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    url: SecretStr
+    secret: SecretStr
+    name: str = Field("", pattern=r"^[a-z0-9.-]*$", max_length=64)
+    events: tuple[WebhookEvent, ...] = Field(
+        ("job.completed", "job.cancelled", "job.failed"), min_length=1
+    )
+
+    @field_validator("url")
+    @classmethod
+    def _is_web(cls, value: SecretStr) -> SecretStr:
+        try:
+            _URL.validate_python(value.get_secret_value())
+        except ValidationError:
+            raise ValueError("has to be https://… or http://…") from None
+        return value
+
+    @field_validator("secret")
+    @classmethod
+    def _is_key_or_name(cls, value: SecretStr) -> SecretStr:
+        text = value.get_secret_value()
+        if text.startswith(SECRET) or not _VARIABLE.fullmatch(text):
+            key_of(text)
+        return value
+
+    @property
+    def called(self) -> str:
+        """Its name, else its host; its whole URL may hold what is secret."""
+        return self.name or str(_URL.validate_python(self.url.get_secret_value()).host)
+
+
+class HookRule(BaseModel):
+    """What pushes and pull requests of a repository make.
+
+    repository: its URL, as it is fetched. secret: name of the secret that the forge signs with, or
+    sends. forks: whether commits of other people's repositories count too.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    forge: ForgeName
+    repository: str = Field(min_length=1)
+    secret: str = Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
+    events: tuple[Literal["push", "pull_request"], ...] = Field(
+        ("push", "pull_request"), min_length=1
+    )
+    project: str | None = None
+    forks: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,10 +334,21 @@ class Settings(BaseSettings):
     allowed_images: tuple[str, ...] = ("python:*",)
     job_env: Annotated[dict[str, str], AfterValidator(_variables)] = Field(default_factory=dict)
     job_mounts: tuple[Annotated[str, AfterValidator(_mount)], ...] = ()
+    git_hosts: Annotated[dict[str, GitHost], AfterValidator(_by_place)] = Field(
+        default_factory=dict
+    )
+    git_allowed_addresses: tuple[
+        Annotated[IPv4Network | IPv6Network, BeforeValidator(_network)], ...
+    ] = ()
+    git_folders: tuple[Annotated[Path, AfterValidator(_absolute)], ...] = ()
+    git_timeout: Duration = 5 * 60.0
+    max_git: Size = 2**30
     keep_jobs: Age = 30 * 86400.0
     store_size: Annotated[ShareOrSize, Field(gt=0)] = 0.2
     min_free: ShareOrSize = 2**30
     pool: Annotated[tuple[PoolEntry, ...], BeforeValidator(_tables)] = ()
+    webhooks: Annotated[tuple[WebhookEntry, ...], BeforeValidator(_tables)] = ()
+    hooks: Annotated[tuple[HookRule, ...], BeforeValidator(_tables)] = ()
     log_format: Literal["auto", "console", "json"] = "auto"
     instance: str | None = None
 
@@ -234,6 +386,16 @@ class Settings(BaseSettings):
             )
         return self
 
+    @model_validator(mode="after")
+    def _webhooks_differ(self) -> Self:
+        names = [webhook.called for webhook in self.webhooks]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(
+                    f"setting webhooks: two are called {name!r}: give each a `name` of its own"
+                )
+        return self
+
     @property
     def parkings(self) -> Sequence[Parking]:
         """The entries of `pool`."""
@@ -265,6 +427,11 @@ class Settings(BaseSettings):
 
     def spool_file(self, job_id: str) -> Path:
         return self.spool / f"{job_id}.tar.zst"
+
+    @property
+    def fetches(self) -> Path:
+        """The folder of what git fetches right now; whatever lies there at a start is left over."""
+        return self.data_dir / "fetches"
 
     @property
     def admin_token(self) -> Path:
@@ -335,15 +502,29 @@ def _not_json(message: str) -> str:
     field = re.search(r'field "(\w+)"', message)
     if field is None:
         return message
-    forms = {"job_env": '{"KEY": "value"}', "pool": '[{"name": "tea", "size": 2}]'}
+    forms = {
+        "job_env": '{"KEY": "value"}',
+        "pool": '[{"name": "tea", "size": 2}]',
+        "hooks": '[{"forge": "github", "repository": "https://…", "secret": "NAME"}]',
+        "git_hosts": '{"github.com": {"token": "GITHUB_TOKEN"}}',
+        "webhooks": '[{"url": "https://example.org/hook", "secret": "NAME"}]',
+    }
     form = forms.get(field[1], '["a", "b"]')
     return f"setting {field[1]}: has to be JSON in the environment, such as {form}"
+
+
+_ENTRIES: Mapping[str, type[BaseModel]] = {
+    "pool": PoolEntry,
+    "webhooks": WebhookEntry,
+    "hooks": HookRule,
+    "git_hosts": GitHost,
+}
 
 
 def _sentence(item: Any) -> str:  # pydantic's ErrorDetails, a TypedDict of its core
     name = ".".join(str(part) for part in item["loc"])
     if item["type"] == "extra_forbidden":
-        known = Settings if len(item["loc"]) == 1 else PoolEntry
+        known = _ENTRIES[item["loc"][0]] if len(item["loc"]) > 1 else Settings
         return f"unknown setting {name}{_nearest(str(item['loc'][-1]), list(known.model_fields))}"
     message = item["msg"].removeprefix("Value error, ")
     return f"setting {name}: {message}" if name else message

@@ -1,6 +1,10 @@
-"""Durations and sizes as people write them."""
+"""Durations, sizes and signing keys as people write them."""
 
+import base64
+import binascii
 import re
+
+SECRET = "whsec_"  # noqa: S105 # what the text of a signing key begins with
 
 _SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600}
 _BYTES = {"": 1, "b": 1, "k": 2**10, "m": 2**20, "g": 2**30}
@@ -46,3 +50,21 @@ def format_size(size: float) -> str:
             return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
         size /= 1024
     return f"{size:.1f} GiB"
+
+
+def key_of(secret: str) -> bytes:
+    """The key that the text of a secret stands for.
+
+    Raises:
+        ValueError: it is none.
+    """
+    try:
+        key = base64.b64decode(secret.removeprefix(SECRET), validate=True)
+    except binascii.Error:
+        key = b""
+    if not secret.startswith(SECRET) or not 24 <= len(key) <= 64:
+        raise ValueError(
+            f"has to be {SECRET} and the base64 of 24 to 64 random bytes: "
+            f"echo {SECRET}$(head -c 32 /dev/urandom | base64)"
+        )
+    return key

@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from ciworker.cli import drain as draining
-from ciworker.cli import environments
+from ciworker.cli import environments, webhooks
 from ciworker.cli import pool as parking
 from ciworker.cli.api import Unreachable, call
 from ciworker.cli.tokens import RoleName, login_link, token_book
@@ -52,6 +52,10 @@ pool = typer.Typer(
     no_args_is_help=True,
 )
 cli.add_typer(pool, name="pool")
+webhook = typer.Typer(
+    help="What others are told of jobs: try it, see it, send it again.", no_args_is_help=True
+)
+cli.add_typer(webhook, name="webhook")
 
 
 def run(serve: Serve) -> None:
@@ -231,6 +235,53 @@ def pool_status(config: Config = None, as_json: Json = False) -> None:
         return
     for line in parking.told(report):
         typer.echo(line)
+
+
+@webhook.command("test")
+def webhook_test(
+    name: Annotated[
+        str | None, typer.Argument(help="As `webhook list` shows it; left out: all.")
+    ] = None,
+    config: Config = None,
+) -> None:
+    """Send a test message to a webhook of the settings; exit 1 if it did not arrive."""
+    with _explained():
+        found = webhooks.tested(load(config), name)
+    for item in found:
+        typer.echo(webhooks.line(item))
+    if any(item["state"] != "delivered" for item in found):
+        raise typer.Exit(1)
+
+
+@webhook.command("list")
+def webhook_list(
+    everything: Annotated[
+        bool, typer.Option("--all", help="Also those that were delivered, up to a week ago.")
+    ] = False,
+    config: Config = None,
+    as_json: Json = False,
+) -> None:
+    """List the webhooks, and the newest messages that are pending or were given up."""
+    with _explained():
+        report = webhooks.listed(load(config), everything=everything)
+    if as_json:
+        typer.echo(json.dumps(report, indent=2))
+        return
+    for line in webhooks.told(report):
+        typer.echo(line)
+
+
+@webhook.command("redeliver")
+def webhook_redeliver(
+    ids: Annotated[list[str], typer.Argument(metavar="ID...", help="As `webhook list` shows.")],
+    config: Config = None,
+) -> None:
+    """Send messages again that were delivered or given up, with the same id."""
+    with _explained():
+        settings = load(config)
+        for delivery_id in ids:
+            webhooks.redelivered(settings, delivery_id)
+            typer.echo(f"{delivery_id} is sent again")
 
 
 @cli.command()

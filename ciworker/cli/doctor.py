@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from ciworker.cli import webhooks
 from ciworker.cli.api import Refused, Unreachable, call
 from ciworker.cli.finding import Finding
 from ciworker.cli.reach import reach
@@ -15,6 +16,7 @@ from ciworker.engine.docker import DockerEngine
 from ciworker.engine.port import EngineInfo
 from ciworker.errors import CiworkerError, EngineRefused, StoreRefused, Unknown
 from ciworker.settings import Settings, bytes_of
+from ciworker.source.git import missing_programs
 from ciworker.store.lock import holder_of, is_held, writers_of
 from ciworker.store.readonly import damage_of
 from ciworker.units import format_size
@@ -34,10 +36,12 @@ async def examine(settings: Settings) -> list[Finding]:
     return [
         _permissions(settings),
         _store(settings),
+        _git(settings),
         *[finding async for finding in _engine(settings)],
         _disk("data disk", settings.data_dir, settings),
         worker,
         *reach(settings, running=worker.ok),
+        *(webhooks.findings(settings) if worker.ok else ()),
     ]
 
 
@@ -90,6 +94,17 @@ def _seen_in_store(settings: Settings) -> Finding:
     if others := writers_of(path):
         return Finding(check, False, f"{others} holds it: no worker could write", "stop that")
     return Finding(check, True, "whole, and no worker holds it")
+
+
+def _git(settings: Settings) -> Finding:
+    """A trouble only where the operator means to have repositories fetched."""
+    missing = missing_programs()
+    if not missing:
+        return Finding("git", True, "is installed: the worker can fetch repositories")
+    detail = f"{', '.join(missing)} missing: jobs that name a repository fail"
+    if not settings.git_hosts and not settings.git_folders:
+        return Finding("git", True, detail)
+    return Finding("git", False, detail, "apt-get install git openssh-client util-linux")
 
 
 async def _engine(settings: Settings) -> AsyncIterator[Finding]:

@@ -277,7 +277,10 @@ class Controller:
         if not life.unsent:
             return job
         if job.status is Status.STARTING:
-            said = "the parked container that it took was lost before anything was sent to it"
+            said = (
+                f"attempt {job.attempt} goes on with a new container: the parked one that it took "
+                "was lost before anything was sent to it"
+            )
             now = self._clock.now()
             noted = await self._jobs.note(job.id, now, said, sent_at=None, container_id=None)
             job = noted or job

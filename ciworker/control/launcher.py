@@ -17,7 +17,7 @@ from ciworker.domain.container import (
     LABEL_POOL,
     LABEL_SPEC,
 )
-from ciworker.domain.job import Job, Kind
+from ciworker.domain.job import Git, Job, Kind
 from ciworker.domain.mark import start_mark
 from ciworker.engine.port import Attachment, ContainerSpec, Image
 from ciworker.errors import EngineUnavailable
@@ -137,7 +137,7 @@ class Sender:
         vcs = job.source.get("vcs")
         script = run_script(
             job.spec.run,
-            {**job.spec.env, **self._settings.job_env},
+            {**_git_variables(job.spec.git), **job.spec.env, **self._settings.job_env},
             start_mark(job.mark_token, job.id, job.attempt),
             job.spec.backend,
             vcs if isinstance(vcs, Mapping) else None,
@@ -147,6 +147,12 @@ class Sender:
         if job.spec.backend is None and job.kind is Kind.JOB:
             return members
         return tar_member(PROJECT_MEMBER, PROJECT_SCRIPT, 0o600, now) + members
+
+
+def _git_variables(git: Git | None) -> Mapping[str, str]:
+    if git is None:
+        return {}
+    return {"GIT_URL": git.url, "GIT_REF": git.ref, "GIT_COMMIT": git.commit or ""}
 
 
 def _counted(spool: Path, length: int) -> Iterator[bytes]:

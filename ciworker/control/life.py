@@ -7,6 +7,7 @@ import asyncio
 from dataclasses import dataclass, field
 from datetime import datetime
 
+from ciworker.control.fetchlog import FetchLog
 from ciworker.control.logpump import LogPump
 from ciworker.control.setuplog import SetupLog
 from ciworker.domain.container import Container
@@ -30,6 +31,9 @@ class Life:
     pump: LogPump | None = None
     pump_task: asyncio.Task[None] | None = None
     sender: asyncio.Task[None] | None = None
+    fetch_log: FetchLog | None = None
+    fetch_task: asyncio.Task[None] | None = None
+    source_error: str | None = None
     setup_log: SetupLog | None = None
     setup_task: asyncio.Task[None] | None = None
     workspace_error: str | None = None

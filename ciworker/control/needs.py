@@ -23,7 +23,7 @@ from ciworker.domain.environment import (
     watches,
     why_built,
 )
-from ciworker.domain.job import Cache, Job, Kind, Need
+from ciworker.domain.job import Cache, Job, Kind, Need, Status
 from ciworker.domain.recipe import SETUP_ENV, setup_run
 from ciworker.engine.port import Image
 from ciworker.errors import ImageMissing, StoreUnavailable
@@ -49,7 +49,9 @@ class Needs:
         self._pulls = pulls
 
     async def need(self, job: Job, life: Life) -> Need:
-        """How the job stands to its environment."""
+        """How the job stands to its tree, and to its environment."""
+        if job.unfetched:
+            return Need.SOURCE if life.source_error is None else Need.NO_SOURCE
         if not job.waits:
             return Need.NOTHING
         environment = await self._environment(job)
@@ -79,6 +81,7 @@ class Needs:
         if watches(job, environment) and job.build != environment.build:
             await self.let_go(life)
             said = f"waits for its environment {environment.key[:SHOWN]}: setup {environment.build}"
+            said += await self._why_again(job, environment)
             await self._jobs.note(job.id, self._clock.now(), said, build=environment.build)
             return True
         if life.setup_task is not None and life.setup_task.done() and not _is_told(life):
@@ -162,6 +165,13 @@ class Needs:
             lines += [line.text.strip() for line in chunk.lines()]
         text = " | ".join(line.decode(errors="replace") for line in lines if line)
         return f": {text[-LAST_WORDS:]}" if text else ""
+
+    async def _why_again(self, job: Job, environment: Environment) -> str:
+        """What became of the setup that it waited for until now."""
+        before = await self._jobs.current(job.build) if job.build else None
+        if before is None or before.status is not Status.FAILED:
+            return ""
+        return f", try {environment.attempts}: {before.id} came to no end: {before.message}"
 
     async def let_go(self, life: Life) -> None:
         """End the copying of lines; what was taken to be stored is stored.

@@ -1,5 +1,6 @@
 """What the control room works with."""
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -13,6 +14,7 @@ from ciworker.engine.port import Engine
 from ciworker.feed.feed import Feed
 from ciworker.metrics import ControlMetrics, Metrics
 from ciworker.settings import Settings
+from ciworker.source.access import Secret
 from ciworker.store.environments import Environments
 from ciworker.store.jobs import Jobs
 from ciworker.store.logs import LogReader, LogWriter
@@ -22,7 +24,9 @@ Queue = WorkQueue[Key, list[Outcome]]
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """Made once, in `app.py`. new_id: a job's id, larger than all before."""
+    """Made once, in `app.py`. new_id: a job's id, larger than all before. secret: gives the values
+    of those that settings name.
+    """
 
     settings: Settings
     instance: str
@@ -36,6 +40,7 @@ class Parts:
     queue: Queue
     supervisor: Supervisor
     new_id: Callable[[], str]
+    secret: Secret = os.environ.get
     metrics: ControlMetrics = field(default_factory=lambda: Metrics().control)
     tallies: Tallies = field(init=False)
 

@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import signal
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from dataclasses import replace
 from datetime import timedelta
 
 from ciworker.control.keys import DISPATCH, environment_key, job_key
@@ -19,6 +20,8 @@ from ciworker.control.members import Parked
 from ciworker.control.needs import Needs
 from ciworker.control.parts import Parts
 from ciworker.control.pulls import Pulls
+from ciworker.control.sources import Sources
+from ciworker.domain.container import State, kept_of
 from ciworker.domain.decide import Verb
 from ciworker.domain.environment import SHOWN
 from ciworker.domain.job import Cache, Job, Kind, Mark, Reason, Status, status_of
@@ -65,10 +68,12 @@ class Steps:
         self._sender = Sender(parts.settings)
         self._pulls = Pulls(parts.engine, parts.supervisor, parts.settings.pull)
         self.needs = Needs(parts, self._pulls)
+        self._sources = Sources(parts)
         self._log_limits = LogLimits(
             parts.settings.log_limit, engine_log_size(parts.settings) * 8 // 10
         )
         self._verbs: Mapping[Verb, Callable[[Look], Awaitable[bool]]] = {
+            Verb.FETCH: self._sources.fetch,
             Verb.RESOLVE: self._resolve,
             Verb.WATCH_SETUP: self.needs.watch_setup,
             Verb.RELEASE: self.needs.release,
@@ -255,13 +260,17 @@ class Steps:
     async def _start_failed(self, look: Look, error: EngineFailed) -> bool:
         """The engine answered with an error of its own: tried again, not for ever."""
         look.life.start_failures += 1
-        if look.life.start_failures >= self._settings.start_attempts:
+        failures, most = look.life.start_failures, self._settings.start_attempts
+        if failures >= most:
             if look.job.engine_restarted_at is not None:
                 # One killed in mid start leaves a container that none can start (20.10.24).
                 return await self._fail(look, Reason.ENGINE_RESTARTED, ENGINE_RESTARTED)
             return await self._fail(look, Reason.START_REFUSED, _refused(look.job, error))
         await self._jobs.note(
-            look.job.id, self._clock.now(), f"the start failed and is tried again: {error}"
+            look.job.id,
+            self._clock.now(),
+            f"start {failures} of {most} of attempt {look.job.attempt} failed and is tried again: "
+            f"{error}",
         )
         raise error
 
@@ -326,6 +335,7 @@ class Steps:
             started_at=now,
             deadline_at=now + timedelta(seconds=look.job.spec.timeout),
             container_id=look.container.id if look.container else None,
+            container=kept_of(look.container, None),
         )
         return moved is not None
 
@@ -338,7 +348,8 @@ class Steps:
             look.expect,
             Status.QUEUED,
             now,
-            message=f"attempt {job.attempt} never began and is tried again: {_why_unsent(look)}",
+            message=f"attempt {job.attempt} of {self._settings.start_attempts} never began and is "
+            f"tried again: {_why_unsent(look)}",
             not_before=now + timedelta(seconds=delay),
         )
         self._tallies.requeued(job.id)
@@ -422,6 +433,7 @@ class Steps:
     async def _cancel(self, look: Look) -> bool:
         if look.container is not None:
             await self._engine.remove(look.container.id)
+            look.container = replace(look.container, state=State.REMOVING)
         by = look.job.cancel_by or "the operator"
         began = "" if look.job.sent_at else " before it began"
         return await self._end(look, Reason.CANCELLED, f"cancelled by {by}{began}")
@@ -440,6 +452,7 @@ class Steps:
             reason=reason,
             message=message,
             exit_code=exit_code,
+            container=kept_of(look.container, look.job.container),
             log_complete=True,
             log_incomplete=_incomplete(look, reason),
             keep_until=now + KEPT_FOR_COMMIT if _has_result(look.job, reason) else None,
@@ -453,13 +466,14 @@ class Steps:
             self._queue.add(DISPATCH)
             if look.job.environment is not None and _concerns_environment(look.job):
                 self._queue.add(environment_key(look.job.environment))
-            if look.job.kind is Kind.SETUP:  # it is never retried
+            if look.job.kind is Kind.SETUP or moved.unfetched:  # it is never retried, or half
                 self._settings.spool_file(look.job.id).unlink(missing_ok=True)
         return True
 
     async def _close_log(self, look: Look) -> None:
         """What was read is stored and shown, and nothing more is read."""
         life = look.life
+        await self._sources.let_go(life)
         await self.needs.let_go(life)
         if life.pump is not None and not life.pump.complete:
             life.pump.container_down(look.container)
@@ -532,6 +546,8 @@ def _why_failed(look: Look) -> str:
             return killed_sentence(look.job.kills[-1] if look.job.kills else None)
         case Reason.ENGINE_RESTARTED:
             return ENGINE_RESTARTED
+        case Reason.SOURCE_FAILED:
+            return str(look.life.source_error)
         case Reason.WORKSPACE_INVALID:
             return f"{look.life.workspace_error}: submit it again"
         case Reason.TRANSFER_FAILED:

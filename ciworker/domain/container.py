@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import StrEnum
 
@@ -69,6 +69,41 @@ class Container:
     def parked(self) -> bool:
         """A member of the pool that no job has taken."""
         return self.kind == KIND_POOL and not self.job
+
+
+@dataclass(frozen=True, slots=True)
+class ContainerState:
+    """What is kept of a job's container, which is removed once the job has ended.
+
+    status: the engine's word for its state when it was last looked at; GONE: it no longer was
+    there then. Instants are the engine's. error: what the engine said of a start that failed.
+    """
+
+    id: str
+    name: str
+    status: str
+    started_at: datetime | None = None
+    stopped_at: datetime | None = None
+    exit_code: int | None = None
+    error: str | None = None
+
+
+GONE = "gone"
+
+
+def kept_of(container: Container | None, before: ContainerState | None) -> ContainerState | None:
+    """What to keep of a container that was just looked at; `before`: what is kept of it so far."""
+    if container is None:
+        return replace(before, status=GONE) if before else None
+    return ContainerState(
+        id=container.id,
+        name=container.name,
+        status=container.state.value,
+        started_at=container.started_at,
+        stopped_at=container.finished_at,
+        exit_code=container.exit_code if container.state.down else None,
+        error=container.error or None,
+    )
 
 
 def owner_of(labels: Mapping[str, str], name: str) -> tuple[str, int]:

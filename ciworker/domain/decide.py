@@ -18,6 +18,7 @@ class Verb(StrEnum):
     """What the controller can do."""
 
     NOTHING = "nothing"
+    FETCH = "fetch"  # see that its tree is fetched
     RESOLVE = "resolve"  # find out which environment the job needs
     WATCH_SETUP = "watch setup"  # see that the lines of its setup are copied
     RELEASE = "release"  # its environment is ready: the queue may admit it
@@ -66,7 +67,8 @@ class Facts:
     sent: the commit before the archive's last member was made. connected: our sender or its
     attached stream is alive. transfer_due: `transfer_timeout` is past. stop_due: why the job has
     to stop, if it has to. attempts_left: another start is allowed. killed, engine_restarted:
-    an event told of it. keep_until: the container is kept until then. need: of an environment.
+    an event told of it. keep_until: the container is kept until then. need: of its tree, or of
+    an environment.
     """
 
     status: Status
@@ -126,7 +128,7 @@ def _queued(job: Facts, container: Container | None, admitted: bool) -> Action:
     if job.cancel_asked:
         return Action(Verb.CANCEL, Bucket.CANCELLED, Reason.CANCELLED)  # 7
     if job.need is not Need.NOTHING:
-        return _NEEDY[job.need]  # 7a to 7d
+        return _NEEDY[job.need]  # 7a to 7f
     if not admitted:
         return _NOTHING  # 8
     return Action(Verb.LAUNCH, Bucket.CREATED)  # 9
@@ -137,6 +139,8 @@ _NEEDY: Mapping[Need, Action] = {
     Need.WAITS: Action(Verb.WATCH_SETUP),  # 7b
     Need.READY: Action(Verb.RELEASE),  # 7c
     Need.FAILED: Action(Verb.FAIL, Bucket.FAILED, Reason.SETUP_FAILED),  # 7d
+    Need.SOURCE: Action(Verb.FETCH),  # 7e
+    Need.NO_SOURCE: Action(Verb.FAIL, Bucket.FAILED, Reason.SOURCE_FAILED),  # 7f
 }
 
 

@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 
+from ciworker.domain.container import ContainerState
+
 
 class Status(StrEnum):
     """Where a job is; the last three are terminal."""
@@ -56,6 +58,7 @@ class Reason(StrEnum):
     KILLED_OUTSIDE = "killed_outside"
     ENGINE_RESTARTED = "engine_restarted"
     SETUP_FAILED = "setup_failed"
+    SOURCE_FAILED = "source_failed"
     WORKSPACE_INVALID = "workspace_invalid"
 
 
@@ -102,9 +105,11 @@ class Cache(StrEnum):
 
 
 class Need(StrEnum):
-    """How a queued job stands to its environment."""
+    """How a queued job stands to what it needs before it can start: its tree, its environment."""
 
     NOTHING = "nothing"  # it needs none, or was released to start in one that is ready
+    SOURCE = "source"  # its tree is not fetched
+    NO_SOURCE = "no source"  # nor can be
     UNKNOWN = "unknown"  # which one is not known yet
     WAITS = "waits"  # it is not ready, or not all lines of its setup are in the job's log
     READY = "ready"
@@ -134,13 +139,30 @@ class Backend:
 
 
 @dataclass(frozen=True, slots=True)
+class Git:
+    """The repository that the worker fetches a job's tree from.
+
+    ref: a branch, tag or commit. subdirectory: the folder of it that is the tree. commit: what the
+    ref named when it was fetched. overrides: what the submitter says instead of the job file,
+    which is not there to be read before.
+    """
+
+    url: str
+    ref: str
+    subdirectory: str | None = None
+    commit: str | None = None
+    overrides: Mapping[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class Spec:
     """What a job runs and what it may use; resolved, nothing left to default.
 
     timeout in seconds, memory in bytes, cpus in cores. setup: commands whose result is the
     environment that the job runs in; none: the image alone. setup_inputs: SHA-256 (hex) of the
     files that they may read, by name in the tree, with `x ` before it where one is executable.
-    backend: installs the project before the run.
+    backend: installs the project before the run. git: where the tree comes from; until that is
+    fetched, the rest is what it would be without a job file.
     """
 
     image: str
@@ -155,6 +177,7 @@ class Spec:
     setup_inputs: Mapping[str, str] = field(default_factory=dict)
     backend: Backend | None = None
     cache: Cache = Cache.USE
+    git: Git | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,8 +196,9 @@ class Job:
     `kills` are the signals that a `kill` event told of and that were not ours; `oom` and
     `engine_restarted_at` are likewise notes of events, since no inspect tells them later.
     `environment` is the key of the environment it runs in (a setup's: that it builds), once that is
-    known; `waits` is true while a queued job cannot be admitted because that is not ready; `build`
-    is the setup job whose lines it shows meanwhile, and whose end decides about it.
+    known; `waits` is true while a queued job cannot be admitted because that is not ready, or its
+    tree not fetched; `build` is the setup job whose lines it shows meanwhile, and whose end decides
+    about it.
     """
 
     id: str
@@ -191,6 +215,7 @@ class Job:
     attempt: int = 0
     retry_of: str | None = None
     container_id: str | None = None
+    container: ContainerState | None = None
     started_at: datetime | None = None
     finished_at: datetime | None = None
     deadline_at: datetime | None = None
@@ -215,6 +240,11 @@ class Job:
     def container_name(self) -> str:
         """The name of this attempt's container: the engine refuses a second one."""
         return f"ci-{self.id.lower()}-{self.attempt}"
+
+    @property
+    def unfetched(self) -> bool:
+        """Whether its tree is still to be fetched."""
+        return self.spec.git is not None and not self.tar_length
 
     @property
     def success(self) -> bool | None:

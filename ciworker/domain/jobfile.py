@@ -58,13 +58,19 @@ class Wanted:
     inputs: Sequence[Pattern] | None = None
 
 
-def resolve(files: Mapping[str, bytes], overrides: Mapping[str, object], bounds: Bounds) -> Wanted:
+def resolve(
+    files: Mapping[str, bytes],
+    overrides: Mapping[str, object],
+    bounds: Bounds,
+    project: str = "unnamed",
+) -> Wanted:
     """What is wanted of a job, from the files at its tree's root and what the caller overrides.
 
     Args:
         files: contents by name; only JOB_FILE and PYPROJECT are looked at.
         overrides: the job file's keys, `command` (a list, replaces `run`) and `cache`.
         bounds: defaults and limits.
+        project: what it is called where nobody says.
 
     Raises:
         Invalid: for TOML that does not parse, unknown keys, wrong types or too high demands.
@@ -80,7 +86,7 @@ def resolve(files: Mapping[str, bytes], overrides: Mapping[str, object], bounds:
         memory=wanted.get("memory", min(bounds.memory, bounds.max_memory)),
         cpus=wanted.get("cpus", min(bounds.cpus, bounds.max_cpus)),
         network=wanted.get("network", False),
-        project=wanted.get("project") or _project_name(files) or "unnamed",
+        project=wanted.get("project") or _project_name(files) or project,
         env={**table.get("env", {}), **wanted.get("env", {})},
         cache=wanted.get("cache", Cache.USE),
     )

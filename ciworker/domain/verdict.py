@@ -65,6 +65,13 @@ CONTAINER_LOST = (
 )
 
 
+def exit_words(code: int) -> str:
+    """An exit code, and the signal that it stands for."""
+    if code > 128:
+        return f"exit code {code}: killed by {_signal_name(code - 128)}"
+    return f"exit code {code}"
+
+
 def killed_sentence(signum: int | None) -> str:
     """Say that somebody else ended the container."""
     how = f"with {_signal_name(signum)} " if signum else ""
@@ -134,9 +141,7 @@ def _exit_sentence(job: Job, container: Container, code: int) -> str:
         return f"exit code 127: the shell did not find a command of `{_short(job.spec.run)}`{note}"
     if code == 126:
         return f"exit code 126: a command of `{_short(job.spec.run)}` is not executable{note}"
-    if code > 128:
-        return f"exit code {code}: killed by {_signal_name(code - 128)}{note}"
-    return f"exit code {code}{note}"
+    return f"{exit_words(code)}{note}"
 
 
 def _child_oom(job: Job, container: Container) -> bool:

@@ -9,11 +9,11 @@ import asyncio
 import contextlib
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol
 from weakref import WeakValueDictionary
 
-from ciworker.domain.log import Chunk, Stream, Unfinished
+from ciworker.domain.log import Chunk, Line, Stream, Unfinished
 from ciworker.store.logs import BYTES_PER_READ
 
 RING_BYTES = 2**20
@@ -203,6 +203,19 @@ class Feed:
         if recent is not None:
             return _first(recent, size)
         return await self._stored.chunks(job_id, after, CHUNKS_PER_READ, size)
+
+    async def tail(self, job_id: str, last: int, lines: int, size: int) -> Sequence[Line]:
+        """The lines up to number `last`, the last one: at most so many, of about `size` bytes."""
+        found: deque[Line] = deque(maxlen=lines)
+        after = max(0, last - lines)
+        while after < last and (chunks := await self.read(job_id, after)):
+            for chunk in chunks:
+                found.extend(chunk.lines())
+            after = chunks[-1].last
+        taken = sum(len(line.text) for line in found)
+        while taken > size and len(found) > 1:
+            taken -= len(found.popleft().text)
+        return found
 
 
 def _first(chunks: list[Chunk], size: int) -> list[Chunk]:

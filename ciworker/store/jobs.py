@@ -22,6 +22,7 @@ from ciworker.domain.job import (
     TRANSITIONS,
     Backend,
     Cache,
+    Git,
     Job,
     Kind,
     Reason,
@@ -39,6 +40,7 @@ from ciworker.store.schema import (
     SubmissionRow,
 )
 from ciworker.store.session import Database
+from ciworker.store.webhooks import Outbox
 
 IDEMPOTENCY_WINDOW = timedelta(hours=24)
 ACTIVE = (Status.STARTING, Status.RUNNING)
@@ -89,43 +91,58 @@ class Expect:
 
 
 class Jobs:
-    """The jobs of one database. `on_change` is called after each commit, with the job's id.
+    """The jobs of one database. `on_change` is called after each commit, with the job's id; into
+    the same transaction `outbox` writes what others are to be told.
 
     The jobs written last are kept as they were committed, and `current` need not ask the database
     for them. Setups are jobs too, but the worker's own: lists for people leave them out.
     """
 
-    def __init__(self, database: Database, on_change: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        database: Database,
+        on_change: Callable[[str], None],
+        outbox: Outbox | None = None,
+    ) -> None:
         self._database = database
         self._on_change = on_change
+        self._outbox = outbox or Outbox(lambda _job, _at: (), lambda: None)
         self._kept = Kept[Job](KEPT)
 
-    async def add(self, job: Job, submitter: str, key: str | None) -> Job:
-        """Store a new job, or find the one that the same submitter made with the same key.
+    async def add(
+        self, job: Job, submitter: str, key: str | None, more_keys: Sequence[str] = ()
+    ) -> Job:
+        """Store a new job, or find the one that the same submitter made with one of these keys.
 
         Args:
             job: queued, with an id that is not in use.
             submitter: the id of the token that submits.
             key: its Idempotency-Key, if it sent one.
+            more_keys: likewise.
         """
 
+        keys = [*([key] if key else []), *more_keys]
+
         async def work(session: AsyncSession) -> Job:
-            if key:
-                earlier = await session.run_sync(_submitted, submitter, key, job.created_at)
+            for one in keys:
+                earlier = await session.run_sync(_submitted, submitter, one, job.created_at)
                 if earlier is not None:
                     return earlier
             session.add(_row(job))
             await session.flush()
-            if key:
+            for one in keys:
                 await session.merge(
-                    SubmissionRow(token_id=submitter, key=key, job_id=job.id, at=job.created_at)
+                    SubmissionRow(token_id=submitter, key=one, job_id=job.id, at=job.created_at)
                 )
             event = _event(job.id, job.created_at, (None, Status.QUEUED))
-            await (await session.connection()).execute(insert(_EVENTS), event)
+            connection = await session.connection()
+            await connection.execute(insert(_EVENTS), event)
+            await self._outbox.put(connection, job, job.created_at)
             return job
 
         def committed(stored: Job | None) -> None:
             self._keep(stored)
+            self._outbox.committed()
             if stored is job:
                 self._on_change(job.id)
 
@@ -349,7 +366,9 @@ class Jobs:
                 return None
             event = _event(job_id, at, (expect.status, to), reason, message)
             await connection.execute(insert(_EVENTS), event)
-            return _job(row)
+            moved = _job(row)
+            await self._outbox.put(connection, moved, at)
+            return moved
 
         moved = await self._write(work)
         if moved is None:
@@ -380,6 +399,19 @@ class Jobs:
 
         return await self._write(work)
 
+    async def note_source(
+        self, job_id: str, at: datetime, message: str, spec: Spec, **changes: Any
+    ) -> Job | None:
+        """Write what became known of a job's tree, and a line of history. None: ended, or never
+        was.
+        """
+        values: dict[str, Any] = {
+            "spec": asdict(spec),
+            "project": spec.project,
+            "memory": spec.memory,
+        }
+        return await self.note(job_id, at, message, **values, **changes)
+
     async def note_quietly(self, job_id: str, **changes: Any) -> None:
         """Write facts that are no part of the history."""
 
@@ -395,6 +427,7 @@ class Jobs:
 
         def committed(job: Job | None) -> None:
             self._keep(job)
+            self._outbox.committed()
             if job is not None:
                 self._on_change(job.id)
 
@@ -524,6 +557,7 @@ def _job(row: Row[Any]) -> Job:
         attempt=row.attempt,
         retry_of=row.retry_of,
         container_id=row.container_id,
+        container=row.container,
         started_at=row.started_at,
         finished_at=row.finished_at,
         deadline_at=row.deadline_at,
@@ -547,11 +581,12 @@ def _job(row: Row[Any]) -> Job:
 
 
 def _spec(values: Mapping[str, Any]) -> Spec:
-    """What `asdict` made of a spec; the first release's had no setup, backend and cache."""
+    """What `asdict` made of a spec; those of before had no setup, backend and cache, no git."""
     typed = {
         "setup": tuple(values.get("setup", ())),
         "backend": _backend(values.get("backend")),
         "cache": Cache(values.get("cache", Cache.USE)),
+        "git": Git(**values["git"]) if values.get("git") else None,
     }
     return Spec(**{**values, **typed})
 

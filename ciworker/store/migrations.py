@@ -182,6 +182,32 @@ STEPS: tuple[tuple[str, ...], ...] = (
         "CREATE INDEX submission_job ON submission (job_id)",
         "CREATE INDEX submission_at ON submission (at)",
     ),
+    (
+        "ALTER TABLE job ADD COLUMN container JSON",
+        """
+        CREATE TABLE webhook_delivery (
+            id VARCHAR NOT NULL PRIMARY KEY,
+            kind VARCHAR NOT NULL,
+            endpoint VARCHAR NOT NULL,
+            type VARCHAR NOT NULL,
+            job VARCHAR,
+            body BLOB NOT NULL,
+            created_at BIGINT NOT NULL,
+            since BIGINT NOT NULL,
+            state VARCHAR NOT NULL,
+            tries INTEGER NOT NULL,
+            next_try_at BIGINT,
+            tried_at BIGINT,
+            answer INTEGER,
+            error VARCHAR
+        )
+        """,
+        """
+        CREATE INDEX webhook_delivery_pending ON webhook_delivery (kind, endpoint, next_try_at)
+        WHERE state = 'pending'
+        """,
+        "CREATE INDEX webhook_delivery_state ON webhook_delivery (state, id)",
+    ),
 )
 
 

@@ -1,5 +1,6 @@
 """The tables, as SQLModel classes. Instants are microseconds since the epoch, in UTC."""
 
+from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -17,6 +18,8 @@ from sqlalchemy import (
 from sqlalchemy.types import TypeDecorator
 from sqlmodel import Field, SQLModel
 
+from ciworker.domain.container import ContainerState
+
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 
@@ -24,6 +27,11 @@ _MICROSECOND = timedelta(microseconds=1)
 def microseconds(instant: datetime) -> int:
     """An aware instant as the tables hold it."""
     return (instant - _EPOCH) // _MICROSECOND
+
+
+def instant(at: int) -> datetime:
+    """The reverse of `microseconds`."""
+    return _EPOCH + at * _MICROSECOND
 
 
 class Instant(TypeDecorator[datetime]):
@@ -36,7 +44,37 @@ class Instant(TypeDecorator[datetime]):
         return None if value is None else microseconds(value)
 
     def process_result_value(self, value: Any | None, dialect: object) -> datetime | None:
-        return None if value is None else _EPOCH + value * _MICROSECOND
+        return None if value is None else instant(value)
+
+
+class KeptContainer(TypeDecorator[ContainerState]):
+    """What is kept of a container, as JSON; its instants in microseconds."""
+
+    impl = JSON
+    cache_ok = True
+
+    def process_bind_param(
+        self, value: ContainerState | None, dialect: object
+    ) -> dict[str, Any] | None:
+        if value is None:
+            return None
+        instants = {name: getattr(value, name) for name in _INSTANTS}
+        return asdict(value) | {
+            name: None if at is None else microseconds(at) for name, at in instants.items()
+        }
+
+    def process_result_value(
+        self, value: dict[str, Any] | None, dialect: object
+    ) -> ContainerState | None:
+        if value is None:
+            return None
+        instants = {name: value[name] for name in _INSTANTS}
+        return ContainerState(
+            **value | {name: None if at is None else instant(at) for name, at in instants.items()}
+        )
+
+
+_INSTANTS = ("started_at", "stopped_at")  # of what is kept of a container
 
 
 class JobRow(SQLModel, table=True):
@@ -135,6 +173,9 @@ class JobRow(SQLModel, table=True):
     )
     removed: bool = Field(
         default=False, sa_column=Column(Boolean, nullable=False, server_default=text("0"))
+    )
+    container: ContainerState | None = Field(
+        default=None, sa_column=Column(KeptContainer(none_as_null=True))
     )
 
 
@@ -256,6 +297,37 @@ class SessionRow(SQLModel, table=True):
     digest: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
     created_at: datetime = Field(sa_column=Column(Instant, nullable=False))
     expires_at: datetime = Field(sa_column=Column(Instant, nullable=False))
+
+
+class WebhookDeliveryRow(SQLModel, table=True):
+    """A message to others, and how it fares. It stays when its job is removed."""
+
+    __tablename__ = "webhook_delivery"
+    __table_args__ = (
+        Index(
+            "webhook_delivery_pending",
+            "kind",
+            "endpoint",
+            "next_try_at",
+            sqlite_where=text("state = 'pending'"),
+        ),
+        Index("webhook_delivery_state", "state", "id"),
+    )
+
+    id: str = Field(primary_key=True)
+    kind: str
+    endpoint: str
+    type: str
+    job: str | None
+    body: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
+    created_at: datetime = Field(sa_column=Column(Instant, nullable=False))
+    since: datetime = Field(sa_column=Column(Instant, nullable=False))
+    state: str
+    tries: int
+    next_try_at: datetime | None = Field(sa_column=Column(Instant))
+    tried_at: datetime | None = Field(sa_column=Column(Instant))
+    answer: int | None
+    error: str | None
 
 
 class MetaRow(SQLModel, table=True):

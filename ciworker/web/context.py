@@ -1,5 +1,6 @@
 """What the handlers work with; made once, in `app.py`."""
 
+import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -7,7 +8,6 @@ from typing import Protocol
 
 from aiohttp import web
 
-from ciworker.domain.jobfile import Bounds
 from ciworker.engine.disks import Disk
 from ciworker.feed.feed import Feed, Signal
 from ciworker.metrics import Metrics
@@ -18,9 +18,13 @@ from ciworker.store.jobs import Jobs
 from ciworker.store.logs import LogReader
 from ciworker.store.sessions import Sessions
 from ciworker.store.tokens import Tokens
+from ciworker.store.webhooks import Deliveries
+from ciworker.web.ends import Ends
 from ciworker.web.models import PoolChange, PoolReport, ResyncReport
 from ciworker.web.sessions import Codes
 from ciworker.web.watchers import Watchers
+
+HOOKS = 16
 
 
 class Drain(Protocol):
@@ -69,6 +73,10 @@ class Context:
     disks: those that can fill, by name.
     started_at: when this process did. drain: how it is told to wait for its jobs, then stop.
     pool: the containers that are kept parked.
+    deliveries: what others are told.
+    secret: the value of a secret by its name, if it has one.
+    hook_turns: of forges' deliveries that are read, before it is known who sent them.
+    ends: the last that is told of jobs.
     closing: fires when the worker goes down and streams have to end.
     access_ended: fires when a token or a session does before its time.
     """
@@ -96,8 +104,12 @@ class Context:
     started_at: datetime
     drain: Drain
     pool: Pool
+    deliveries: Deliveries
+    secret: Callable[[str], str | None]
     watchers: Watchers = field(default_factory=Watchers)
     codes: Codes = field(default_factory=Codes)
+    ends: Ends = field(default_factory=Ends)
+    hook_turns: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(HOOKS))
     closing: Signal = field(default_factory=Signal)
     access_ended: Signal = field(default_factory=Signal)
 
@@ -113,17 +125,3 @@ class Context:
 
 
 CONTEXT: web.AppKey[Context] = web.AppKey("context", Context)
-
-
-def bounds_of(settings: Settings) -> Bounds:
-    """What the settings say about jobs."""
-    return Bounds(
-        image=settings.default_image,
-        allowed_images=settings.images,
-        timeout=settings.job_timeout,
-        max_timeout=settings.max_job_timeout,
-        memory=settings.job_memory,
-        max_memory=min(settings.max_job_memory, settings.max_memory),
-        cpus=settings.job_cpus,
-        max_cpus=settings.max_job_cpus,
-    )

@@ -4,7 +4,6 @@ import random
 from functools import lru_cache
 
 from ciworker.domain.log import Chunk, Stream, Unfinished
-from ciworker.web.models import JobModel
 from ciworker.web.records import data_lines, partial_record
 
 COMMENT = b":\n\n"
@@ -23,10 +22,10 @@ def partial(name: str, stream: Stream, text: Unfinished | None) -> bytes:
     return f"event: {name}\ndata: ".encode() + partial_record(stream, text) + b"\n\n"
 
 
-def event(name: str, body: JobModel, event_id: str | None = None) -> bytes:
-    """A job."""
+def event(name: str, body: bytes, event_id: str | None = None) -> bytes:
+    """A job, as JSON on one line."""
     numbered = f"id: {event_id}\n" if event_id else ""
-    return f"event: {name}\n{numbered}data: {body.model_dump_json()}\n\n".encode()
+    return f"event: {name}\n{numbered}data: ".encode() + body + b"\n\n"
 
 
 def retry() -> bytes:

@@ -9,8 +9,9 @@ from ciworker.errors import Conflict, Invalid
 from ciworker.web.access import TOKEN
 from ciworker.web.answers import choice, found, json_answer, number, parameter
 from ciworker.web.context import CONTEXT
+from ciworker.web.detail import detail
 from ciworker.web.drain import check_taking
-from ciworker.web.models import Health, JobPage, job_detail, job_model
+from ciworker.web.models import Health, JobPage, job_model
 
 PAGE = 50
 MOST_PER_PAGE = 500
@@ -39,10 +40,7 @@ async def list_jobs(request: web.Request) -> web.Response:
 
 async def show_job(request: web.Request) -> web.Response:
     """One job with its history."""
-    job, jobs = await found(request), request.app[CONTEXT].jobs
-    setup = await jobs.current(job.build) if job.build else None
-    place = await jobs.place(job) if job.status is Status.QUEUED else None
-    return json_answer(job_detail(job, await jobs.history(job.id), setup, place))
+    return json_answer(await detail(request.app[CONTEXT], await found(request)))
 
 
 async def cancel_job(request: web.Request) -> web.Response:

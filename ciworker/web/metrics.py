@@ -7,6 +7,7 @@ from prometheus_client import generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
 from ciworker.domain.job import Kind, Status
+from ciworker.domain.webhook import DeliveryKind
 from ciworker.store.counts import Counts
 from ciworker.web.context import CONTEXT, Context
 
@@ -32,6 +33,7 @@ async def _refresh(context: Context) -> None:
     """
     _show_counts(context, await context.counter.counts())
     _show_watchers(context)
+    await _show_deliveries(context)
     state = context.metrics.state
     state.work_queue.set(context.work_queue())
     state.connected.set(context.connected())
@@ -51,6 +53,18 @@ def _show_counts(context: Context, counts: Counts) -> None:
         state.queue.labels(kind, "slot").set(counts.for_a_slot.get(kind, 0))
     state.queue.labels(Kind.JOB, "environment").set(counts.for_environments)
     state.environments.set(counts.environments)
+
+
+async def _show_deliveries(context: Context) -> None:
+    shown, now = context.metrics.deliveries, context.now()
+    pending, ages = dict.fromkeys(DeliveryKind, 0), dict.fromkeys(DeliveryKind, 0.0)
+    for backlog in await context.deliveries.backlogs():
+        pending[backlog.kind] += backlog.pending
+        age = (now - backlog.oldest).total_seconds()
+        ages[backlog.kind] = max(ages[backlog.kind], age)
+    for kind in DeliveryKind:
+        shown.pending.labels(kind).set(pending[kind])
+        shown.oldest.labels(kind).set(ages[kind])
 
 
 def _show_watchers(context: Context) -> None:

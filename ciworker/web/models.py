@@ -1,13 +1,19 @@
 """What goes over the wire. `/openapi.json` is generated from these."""
 
+from collections.abc import Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, WithJsonSchema, field_validator
 
 from ciworker.domain.environment import EnvironmentStatus
-from ciworker.domain.job import Backend, Cache, Job, Status
+from ciworker.domain.git import DEFAULT_REF
+from ciworker.domain.job import Backend, Cache, Git, Job, Status
+from ciworker.domain.log import Line
 from ciworker.domain.phases import Phase, PhaseName, Setup, phases
+from ciworker.domain.verdict import exit_words
+from ciworker.domain.webhook import DeliveryKind, DeliveryState
 from ciworker.store.jobs import HistoryEntry, Place
 from ciworker.web.sessions import is_local_path
 
@@ -37,8 +43,18 @@ class BackendModel(Model):
     project: str | None
 
 
+class GitModel(Model):
+    """The repository that the worker fetches. commit: what the ref named, once it is known."""
+
+    url: str
+    ref: str
+    subdirectory: str | None
+    commit: str | None
+
+
 class SpecModel(Model):
-    """A resolved spec. timeout in seconds, memory in bytes.
+    """A resolved spec. timeout in seconds, memory in bytes. git: null for an upload; until its tree
+    is fetched the rest is what it would be without a job file.
 
     setup: commands. setup_inputs: what they may read, by name in the tree: a file's SHA-256 in hex,
     or `-> ` and a symlink's target.
@@ -56,6 +72,7 @@ class SpecModel(Model):
     setup_inputs: dict[str, str]
     backend: BackendModel | None
     cache: Cache
+    git: GitModel | None
 
 
 class Vcs(Model):
@@ -67,6 +84,16 @@ class Vcs(Model):
     branch: Annotated[str, Field(max_length=1000)] | None = None
     describe: Annotated[str, Field(max_length=1000)] | None = None
     dirty: bool | None = None
+
+
+class GitRequest(BaseModel):
+    """A repository to fetch. ref: a branch, tag or commit, or the beginning of a commit."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    url: Annotated[str, Field(description="`https://`, `ssh://` or `USER@HOST:PATH`")]
+    ref: str = DEFAULT_REF
+    subdirectory: str | None = Field(None, description="The folder of it that is the tree.")
 
 
 class SpecRequest(BaseModel):
@@ -99,18 +126,40 @@ class SpecRequest(BaseModel):
     command: list[str] | None = Field(None, description="Replaces `run`.")
     priority: int = Field(0, ge=-1000, le=1000, description="Higher starts first.")
     vcs: Vcs | None = None
+    git: GitRequest | None = Field(None, description="Fetched instead of an archive.")
 
 
 class SubmitForm(BaseModel):
     """The parts of a submit, in this order."""
 
     spec: SpecRequest
-    archive: Annotated[bytes, Field(description="tar, tar.gz, tar.zst or zip")]
+    archive: Annotated[
+        bytes | None,
+        Field(description="tar, tar.gz, tar.zst or zip; none where the spec has `git`"),
+    ] = None
+
+
+class ContainerModel(Model):
+    """A job's container, as it was when the job began to run, or last before it ended: it is
+    removed then.
+
+    `status`: the engine's word; `gone`: it no longer was there. `error`: what the engine said of a
+    start that failed.
+    """
+
+    id: str
+    name: str
+    status: str
+    started_at: Instant | None
+    stopped_at: Instant | None
+    exit_code: int | None
+    error: str | None
 
 
 class JobModel(Model):
     """A job as everyone sees it.
 
+    `exit_words`: the exit code in words, with the signal that it stands for.
     `waits_for`: the setup job that makes the environment of a queued job, and whose lines it shows.
     """
 
@@ -120,6 +169,7 @@ class JobModel(Model):
     reason: str | None
     message: str | None
     exit_code: int | None
+    exit_words: str | None
     project: str
     image: str
     source: dict[str, Any]
@@ -128,6 +178,7 @@ class JobModel(Model):
     attempt: int
     retry_of: str | None
     container_id: str | None
+    container: ContainerModel | None
     created_at: Instant
     started_at: Instant | None
     finished_at: Instant | None
@@ -165,24 +216,6 @@ class PlaceModel(Model):
     queued: int
 
 
-class JobDetail(JobModel):
-    """A job with its history, oldest first, and what its time went into.
-
-    `place`: null when it is not in the queue, or while its environment is being set up.
-    """
-
-    history: list[HistoryModel]
-    phases: list[PhaseModel]
-    place: PlaceModel | None
-
-
-class JobPage(Model):
-    """Newest first; `next` is the `cursor` of the following page."""
-
-    items: list[JobModel]
-    next: str | None
-
-
 class LineRecord(Model):
     """One line of a log."""
 
@@ -191,6 +224,27 @@ class LineRecord(Model):
     stream: Literal["stdout", "stderr", "worker"]
     text: str
     end: bool = True
+
+
+class JobDetail(JobModel):
+    """A job with its history, oldest first, and what its time went into.
+
+    `place`: null when it is not in the queue, or while its environment is being set up.
+    `last_lines`: of the log of one that did not pass, or has no verdict: at most 100, and of long
+    ones fewer.
+    """
+
+    history: list[HistoryModel]
+    phases: list[PhaseModel]
+    place: PlaceModel | None
+    last_lines: list[LineRecord]
+
+
+class JobPage(Model):
+    """Newest first; `next` is the `cursor` of the following page."""
+
+    items: list[JobModel]
+    next: str | None
 
 
 class LogHit(Model):
@@ -344,6 +398,63 @@ class EnvironmentNames(Model):
     items: list[str]
 
 
+class HookAnswer(Model):
+    """What a forge's delivery made: ids of jobs, of which each is made once.
+
+    message: why there is none.
+    """
+
+    jobs: list[str]
+    message: str | None
+
+
+class WebhookModel(Model):
+    """A webhook of the settings, without its secret and its address.
+
+    failing: how many of those that are pending were tried in vain.
+    """
+
+    name: str
+    host: str
+    events: list[str]
+    pending: int
+    failing: int
+    oldest_pending_at: Instant | None
+
+
+class WebhookList(Model):
+    items: list[WebhookModel]
+
+
+class WebhookTest(Model):
+    """Which webhook is to be tried; null: all."""
+
+    name: Annotated[str, Field(max_length=200)] | None = None
+
+
+class DeliveryModel(Model):
+    """A message to others. answer: the HTTP status of the last try; error: why it failed."""
+
+    id: str
+    kind: DeliveryKind
+    endpoint: str
+    type: str
+    job: str | None
+    state: DeliveryState
+    tries: int
+    created_at: Instant
+    tried_at: Instant | None
+    next_try_at: Instant | None
+    answer: int | None
+    error: str | None
+
+
+class DeliveryList(Model):
+    """Newest first."""
+
+    items: list[DeliveryModel]
+
+
 class TokenModel(Model):
     """A token, without its text."""
 
@@ -411,7 +522,11 @@ def job_model(job: Job) -> JobModel:
 
 
 def job_detail(
-    job: Job, history: list[HistoryEntry], setup: Job | None, place: Place | None
+    job: Job,
+    history: list[HistoryEntry],
+    setup: Job | None,
+    place: Place | None,
+    last_lines: Sequence[Line],
 ) -> JobDetail:
     """setup: the one that the job waits for, or did."""
     changes = [(entry.after, entry.at) for entry in history if entry.before != entry.after]
@@ -421,6 +536,19 @@ def job_detail(
         history=[_history_model(entry) for entry in history],
         phases=[_phase_model(phase) for phase in phases(changes, waited)],
         place=PlaceModel(number=place.number, queued=place.queued) if place else None,
+        last_lines=[_line_record(line) for line in last_lines],
+    )
+
+
+def _line_record(line: Line) -> LineRecord:
+    return LineRecord.model_validate(
+        {
+            "n": line.number,
+            "at": datetime.fromtimestamp(line.at / 1000, UTC),
+            "stream": line.stream.label,
+            "text": line.text.decode(errors="replace"),
+            "end": line.ended,
+        }
     )
 
 
@@ -436,6 +564,7 @@ def _fields(job: Job) -> dict[str, Any]:
         "reason": job.reason,
         "message": job.message,
         "exit_code": job.exit_code,
+        "exit_words": None if job.exit_code is None else exit_words(job.exit_code),
         "project": job.spec.project,
         "image": job.spec.image,
         "source": dict(job.source),
@@ -452,11 +581,13 @@ def _fields(job: Job) -> dict[str, Any]:
             setup_inputs=dict(job.spec.setup_inputs),
             backend=_backend_model(job.spec.backend),
             cache=job.spec.cache,
+            git=_git_model(job.spec.git),
         ),
         "priority": job.priority,
         "attempt": job.attempt,
         "retry_of": job.retry_of,
         "container_id": job.container_id,
+        "container": ContainerModel(**asdict(job.container)) if job.container else None,
         "created_at": job.created_at,
         "started_at": job.started_at,
         "finished_at": job.finished_at,
@@ -471,6 +602,12 @@ def _backend_model(backend: Backend | None) -> BackendModel | None:
     if backend is None:
         return None
     return BackendModel(name=backend.name, path=list(backend.path), project=backend.project)
+
+
+def _git_model(git: Git | None) -> GitModel | None:
+    if git is None:
+        return None
+    return GitModel(url=git.url, ref=git.ref, subdirectory=git.subdirectory, commit=git.commit)
 
 
 def _history_model(entry: HistoryEntry) -> HistoryModel:

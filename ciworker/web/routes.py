@@ -9,10 +9,12 @@ from aiohttp.typedefs import Handler
 from pydantic import BaseModel
 
 from ciworker.domain.job import Status
+from ciworker.domain.webhook import DeliveryState
 from ciworker.store.tokens import Role
 from ciworker.web import (
     drain,
     environments,
+    hooks,
     jobs,
     logs,
     metrics,
@@ -22,13 +24,17 @@ from ciworker.web import (
     sse,
     submit,
     tokens,
+    webhooks,
 )
 from ciworker.web.access import authorise
 from ciworker.web.models import (
+    DeliveryList,
+    DeliveryModel,
     DrainReport,
     EnvironmentList,
     EnvironmentNames,
     Health,
+    HookAnswer,
     JobDetail,
     JobModel,
     JobPage,
@@ -42,6 +48,8 @@ from ciworker.web.models import (
     SubmitForm,
     TokenList,
     TokenRequest,
+    WebhookList,
+    WebhookTest,
 )
 
 API = "/api/v1"
@@ -296,6 +304,51 @@ ROUTES: Sequence[Route] = (
         Role.ADMIN,
         {200: PoolChange},
         refusals=(503,),
+    ),
+    Route(
+        hdrs.METH_POST,
+        f"{API}/hooks/{{id}}",
+        hooks.receive_hook,
+        None,
+        {200: HookAnswer, 202: HookAnswer},
+        refusals=(401, 408, 413, 415, 422, 503),
+    ),
+    Route(hdrs.METH_GET, f"{API}/webhooks", webhooks.list_webhooks, Role.ADMIN, {200: WebhookList}),
+    Route(
+        hdrs.METH_POST,
+        f"{API}/webhooks/test",
+        webhooks.test_webhooks,
+        Role.ADMIN,
+        {202: DeliveryList},
+        refusals=(404, 408, 413, 415, 422, 503),
+        body=WebhookTest,
+    ),
+    Route(
+        hdrs.METH_GET,
+        f"{API}/webhooks/deliveries",
+        webhooks.list_deliveries,
+        Role.ADMIN,
+        {200: DeliveryList},
+        refusals=(422,),
+        parameters=(
+            Parameter("state", "Only those in this state.", choices=tuple(DeliveryState)),
+            Parameter("limit", "At most 500; 50 if left out.", type="integer"),
+        ),
+    ),
+    Route(
+        hdrs.METH_GET,
+        f"{API}/webhooks/deliveries/{{id}}",
+        webhooks.show_delivery,
+        Role.ADMIN,
+        {200: DeliveryModel},
+    ),
+    Route(
+        hdrs.METH_POST,
+        f"{API}/webhooks/deliveries/{{id}}/redeliver",
+        webhooks.redeliver,
+        Role.ADMIN,
+        {202: DeliveryModel},
+        refusals=(409, 503),
     ),
     Route(hdrs.METH_GET, f"{API}/tokens", tokens.list_tokens, Role.ADMIN, {200: TokenList}),
     Route(

@@ -32,6 +32,7 @@ from ciworker.web.access import SESSION, is_still_in
 from ciworker.web.answers import before_first, flag, found
 from ciworker.web.audience import Seat, audience_of
 from ciworker.web.context import CONTEXT, Context
+from ciworker.web.detail import ended
 from ciworker.web.models import job_model
 from ciworker.web.problems import Refused
 from ciworker.web.streaming import streamed
@@ -131,7 +132,7 @@ class Changes:
         for change in changes:
             self._after = change.id
             if job := await _current(self._context, change.job_id):
-                said.append(frames.event("status", job_model(job), str(change.id)))
+                said.append(frames.event("status", _json(job), str(change.id)))
         return said
 
     def handed_over(self) -> None:
@@ -195,7 +196,7 @@ class FollowedJob:
         if job is None:
             raise Unknown(f"there is no job {self._job_id!r} any more")
         if job.status.terminal:
-            self._end = self._told_end(job)
+            self._end = self._told_end(await ended(self._context, job))
             return ()
         return self._told_state(job)
 
@@ -220,8 +221,8 @@ class FollowedJob:
     def _told_state(self, _job: Job) -> Sequence[bytes]:
         return ()
 
-    def _told_end(self, job: Job) -> bytes:
-        return frames.event(self._name(END), job_model(job))
+    def _told_end(self, job: bytes) -> bytes:
+        return frames.event(self._name(END), job)
 
     def _lines(self, chunk: Chunk) -> bytes:
         return frames.log(self._name("log"), chunk, numbered=False)
@@ -261,10 +262,10 @@ class OwnJob(FollowedJob):
         return event
 
     def _told_state(self, job: Job) -> Sequence[bytes]:
-        return (frames.event("status", job_model(job)),)
+        return (frames.event("status", _json(job)),)
 
-    def _told_end(self, job: Job) -> bytes:
-        return frames.event(END, job_model(job), END)
+    def _told_end(self, job: bytes) -> bytes:
+        return frames.event(END, job, END)
 
     def _lines(self, chunk: Chunk) -> bytes:
         return frames.log("log", chunk, numbered=True)
@@ -311,6 +312,10 @@ def _any_of(signals: Sequence[Signal]) -> Iterator[Signal]:
         for signal in signals:
             relays.enter_context(signal.relayed(changed))
         yield changed
+
+
+def _json(job: Job) -> bytes:
+    return job_model(job).model_dump_json().encode()
 
 
 async def _current(context: Context, job_id: str) -> Job | None:

@@ -9,25 +9,28 @@ from typing import Any
 
 import orjson
 from aiohttp import web
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
-from ciworker.domain.job import Cache, Job, Kind, Spec, Status
+from ciworker.domain.git import check_ref, check_subdirectory, parse_remote
+from ciworker.domain.job import Cache, Git, Job, Kind, Spec, Status
 from ciworker.domain.jobfile import check_bounds, resolve, unknown_key
 from ciworker.errors import Conflict, Invalid
-from ciworker.source.archive import Limits, Workspace
+from ciworker.source.archive import Workspace
+from ciworker.source.bounds import bounds_of, upload_limits
 from ciworker.source.inputs import with_setup
 from ciworker.source.intake import Intake
 from ciworker.web.access import TOKEN
 from ciworker.web.answers import found, json_answer
-from ciworker.web.context import CONTEXT, Context, bounds_of
+from ciworker.web.context import CONTEXT, Context
 from ciworker.web.diskguard import check_room
 from ciworker.web.drain import check_taking
-from ciworker.web.models import SpecRequest, Vcs, job_model
+from ciworker.web.models import GitRequest, SpecRequest, Vcs, job_model
 from ciworker.web.problems import Refused
 from ciworker.web.upload import Upload, drain
 
 MAX_SPEC = 256 * 2**10
 MAX_KEY = 200
+_NESTED: Mapping[str, type[BaseModel]] = {"vcs": Vcs, "git": GitRequest}
 
 
 async def submit(request: web.Request) -> web.Response:
@@ -69,7 +72,8 @@ async def retry(request: web.Request) -> web.Response:
         source=old.source,
         retry_of=old.id,
     )
-    await asyncio.to_thread(_link_spool, context, old.id, job.id)
+    if not old.unfetched:
+        await asyncio.to_thread(_link_spool, context, old.id, job.id)
     return _accepted(context, await _store(context, job, request[TOKEN].id, None), 202)
 
 
@@ -81,12 +85,45 @@ def _accepted(context: Context, job: Job, status: int) -> web.Response:
 
 
 async def _take_in(upload: Upload, context: Context) -> Job:
-    """Spool the archive and resolve the spec against the job file inside it."""
     wanted = await _spec_part(upload)
+    if wanted.git is None:
+        return await _uploaded(upload, wanted, context)
+    await upload.end("with `git` in the part `spec` no archive is sent: send one or the other")
+    return to_fetch(wanted, wanted.git, context, {})
+
+
+def to_fetch(
+    wanted: SpecRequest, source: GitRequest, context: Context, more: Mapping[str, object]
+) -> Job:
+    """A job whose tree the worker fetches, and whose job file it reads then.
+
+    more: is told of its source besides.
+    """
+    remote = parse_remote(source.url)
+    git = Git(
+        url=remote.url,
+        ref=check_ref(source.ref),
+        subdirectory=check_subdirectory(source.subdirectory) if source.subdirectory else None,
+        overrides=_overrides(wanted),
+    )
+    # setup: that of the job file is not known yet, and setup-inputs may be meant for it
+    overrides = {"setup": [], **git.overrides}
+    spec = resolve({}, overrides, bounds_of(context.settings), remote.name).spec
+    return _queued(
+        context,
+        context.new_id(),
+        replace(spec, git=git),
+        tar_length=0,
+        priority=wanted.priority,
+        source={"kind": "git", **more},
+    )
+
+
+async def _uploaded(upload: Upload, wanted: SpecRequest, context: Context) -> Job:
+    """Spool the archive and resolve the spec against the job file inside it."""
     settings, job_id = context.settings, context.new_id()
-    limits = Limits(settings.max_upload, settings.max_unpacked, settings.max_members)
     spool = settings.spool_file(job_id)
-    intake = Intake(spool, limits, context.now().timestamp())
+    intake = Intake(spool, upload_limits(settings), context.now().timestamp())
     try:
         workspace = await _receive(upload, intake)
         resolved = resolve(workspace.contents, _overrides(wanted), bounds_of(settings))
@@ -105,7 +142,7 @@ async def _take_in(upload: Upload, context: Context) -> Job:
 
 
 def _overrides(wanted: SpecRequest) -> dict[str, Any]:
-    return wanted.model_dump(by_alias=True, exclude_none=True, exclude={"priority", "vcs"})
+    return wanted.model_dump(by_alias=True, exclude_none=True, exclude={"priority", "vcs", "git"})
 
 
 async def _receive(upload: Upload, intake: Intake) -> Workspace:
@@ -135,7 +172,7 @@ def _queued(
         priority=priority,
         source=source,
         retry_of=retry_of,
-        waits=bool(spec.setup),
+        waits=bool(spec.setup) or (spec.git is not None and not tar_length),
     )
 
 
@@ -185,9 +222,11 @@ def _sentence(error: ValidationError) -> str:
     first = error.errors(include_url=False)[0]
     name, *inner = map(str, first["loc"])
     if first["type"] != "extra_forbidden":
-        return f"{name} in the part `spec`: {first['msg']}"
+        shown = ".".join([name, *inner]) if name in _NESTED else name
+        return f"{shown} in the part `spec`: {first['msg']}"
     if inner:
-        return unknown_key(inner[0], list(Vcs.model_fields), f"`{name}` of the part `spec`")
+        fields = list(_NESTED[name].model_fields)
+        return unknown_key(inner[0], fields, f"`{name}` of the part `spec`")
     keys = [field.alias or key for key, field in SpecRequest.model_fields.items()]
     return unknown_key(name, keys, "the part `spec`")
 

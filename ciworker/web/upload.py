@@ -57,16 +57,21 @@ class Upload:
         """The contents of the next part, which has to have this name."""
         part = await self._in_time(self._reader.next())
         if not isinstance(part, BodyPartReader) or part.name != name:
-            raise Invalid(f"the part {name!r} is missing: send `spec` (JSON), then `archive`")
+            raise Invalid(
+                f"the part {name!r} is missing: send `spec` (JSON), then `archive`, or `git` in "
+                "`spec` alone"
+            )
         while not part.at_eof():  # an empty chunk may also mean that the body was cut
             chunk = await self._in_time(part.read_chunk(READ_SIZE))
             self._received += len(chunk)
             yield chunk
 
-    async def end(self) -> None:
+    async def end(
+        self, refusal: str = "a part follows `archive`: send `spec` (JSON), then `archive`"
+    ) -> None:
         """Nothing may follow."""
         if await self._in_time(self._reader.next()) is not None:
-            raise Invalid("a part follows `archive`: send `spec` (JSON), then `archive`")
+            raise Invalid(refusal)
 
     async def _in_time(self, read: Awaitable[T]) -> T:
         now = asyncio.get_running_loop().time()

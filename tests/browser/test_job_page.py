@@ -48,6 +48,22 @@ async def test_the_cause_of_the_end_stands_above_and_below_the_log(
     assert top < line < end
 
 
+async def test_a_failure_is_told_with_its_exit_in_words_its_history_and_its_container(
+    visit: Visit, shared: Worker
+) -> None:
+    job = await shared.run("trap 'exit 143' TERM; sleep 60 & wait", timeout="1s")
+    page = await visit(shared, f"/jobs/{job['id']}")
+    words = "(exit code 143: killed by signal 15 (SIGTERM))"
+    await expect(page.locator("#cause-top")).to_contain_text(words)
+    await page.get_by_text("History").click()
+    steps = page.locator("#steps li")
+    await expect(steps).to_have_count(len(job["history"]))
+    await expect(steps.nth(1)).to_contain_text("queued → starting")
+    await expect(steps.last).to_contain_text(f"timed out: {job['message']}")
+    told = f"Container {job['container']['name']}: exited, started"
+    await expect(page.locator("#container")).to_contain_text(told)
+
+
 async def test_phases_add_up_to_the_time_from_submit_to_end(visit: Visit, shared: Worker) -> None:
     job = await shared.run("sleep 1.2")
     page = await visit(shared, f"/jobs/{job['id']}")
@@ -220,7 +236,7 @@ async def test_buttons_lead_to_the_first_and_the_last_line(visit: Visit, shared:
     await log.shows(1)
 
 
-async def test_the_end_is_shown_though_the_details_cannot_be_had_and_they_follow(
+async def test_the_end_is_shown_in_full_though_the_job_cannot_be_asked_for(
     visit: Visit, shared: Worker, faults: Faults
 ) -> None:
     faults.allow("502")
@@ -231,9 +247,8 @@ async def test_the_end_is_shown_though_the_details_cannot_be_had_and_they_follow
     await let_go(shared, job_id)
     await expect(page.locator("#status")).to_have_text("passed")
     await JobPage(page).has(2)
-    await expect(page.locator(".phase.now")).to_have_count(1)
-    await page.unroute_all()
     await expect(page.locator(".phase.now")).to_have_count(0)
+    await expect(page.locator("#container")).to_contain_text("exited")
 
 
 async def test_a_look_that_is_never_answered_is_given_up_and_tried_again(

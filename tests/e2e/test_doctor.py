@@ -51,6 +51,17 @@ async def looked(worker: Worker, **more: Any) -> Mapping[str, Finding]:
     return {finding.check: finding for finding in found}
 
 
+async def test_missing_git_is_a_trouble_where_repositories_are_to_be_fetched(
+    absent: Worker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert (await looked(absent))["git"].ok
+    monkeypatch.setenv("PATH", str(tmp_path))
+    found = (await looked(absent))["git"]
+    assert (found.ok, found.detail.startswith("git, setpriv, prlimit missing: ")) == (True, True)
+    found = (await looked(absent, git_folders=["/srv/git"]))["git"]
+    assert (found.ok, "apt-get install git" in found.mend) == (False, True)
+
+
 @pytest.fixture
 def absent(new_worker: WorkerFactory) -> Worker:
     """A worker that was never started."""
@@ -72,8 +83,8 @@ async def test_nothing_is_wrong_with_a_worker_that_runs(worker: Worker) -> None:
     document = json.loads(out)
     assert code == 0, document
     assert [item["check"] for item in document] == [
-        "data folder", "store", "engine", "clock", "default image", "engine's disk", "data disk",
-        "worker", "firewall",
+        "data folder", "store", "git", "engine", "clock", "default image", "engine's disk",
+        "data disk", "worker", "firewall",
     ]  # fmt: skip
     assert all(set(item) == {"check", "ok", "detail", "mend"} for item in document)
     assert document[-1]["detail"].endswith("listens on 127.0.0.1: for this machine alone")

@@ -33,7 +33,7 @@ HASTE = {
     "ciworker.web.sse.COMMENT_INTERVAL": 0.2,
     "ciworker.web.streaming.WRITE_TIMEOUT": 0.5,
 }
-DETAILS = ("history", "phases", "place")
+DETAILS = ("history", "phases", "place", "last_lines")
 FLOOD = 150_000
 SPELL = "seq -f 'line %.0f of a flood that is longer than what any buffer on the way takes'"
 LINE = "line {} of a flood that is longer than what any buffer on the way takes"
@@ -100,7 +100,7 @@ async def test_a_stream_s_head_and_its_frames_are_the_contract_s(shared: Worker)
     assert texts == text.split("\n")
     name, number, final = end.split(b"\n")
     assert (name, number) == (b"event: end", b"id: end")
-    assert json.loads(final.removeprefix(b"data: ")) == await plain_job(shared, job_id)
+    assert json.loads(final.removeprefix(b"data: ")) == await shared.job(job_id)
 
 
 async def test_records_are_those_of_the_log(shared: Worker) -> None:

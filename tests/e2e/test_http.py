@@ -25,8 +25,8 @@ SETTINGS = {"max_jobs": "1"}
 FIELDS = {
     "id", "status", "success", "reason", "message", "exit_code", "project", "image", "source",
     "spec", "priority", "attempt", "retry_of", "container_id", "created_at", "started_at",
-    "finished_at", "deadline_at", "log_lines", "log_incomplete", "waits_for",
-    "tests",
+    "finished_at", "deadline_at", "log_lines", "log_incomplete", "waits_for", "container",
+    "exit_words", "tests",
 }  # fmt: skip
 INSTANT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
 ULID = re.compile(r"[0-7][0-9A-HJKMNP-TV-Z]{25}")
@@ -106,7 +106,7 @@ async def test_an_accepted_job_is_201_with_its_place_and_the_contracts_fields(
 
 async def test_a_job_that_ended_has_the_same_fields_and_its_history(shared: Worker) -> None:
     job = await shared.run("echo one; echo two; exit 3")
-    assert set(job) == FIELDS | {"history", "phases", "place"}
+    assert set(job) == FIELDS | {"history", "phases", "place", "last_lines"}
     assert (job["exit_code"], job["log_lines"], job["attempt"]) == (3, 2, 1)
     assert (job["retry_of"], job["tests"], job["log_incomplete"]) == (None, None, False)
     moments = [job[f"{name}_at"] for name in ("created", "started", "finished", "deadline")]

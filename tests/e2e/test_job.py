@@ -154,3 +154,37 @@ async def test_a_first_start_that_broke_off_before_the_token_had_its_name_is_fin
     token.rename(token.with_suffix(".new"))
     await worker.start()
     assert (await worker.call("GET", "/jobs"))[0] == 200
+
+
+async def test_a_failed_job_explains_itself_wherever_it_is_told(worker: Worker) -> None:
+    job_id = await worker.submit("seq 150; echo oops >&2; kill -KILL $$")
+    async with worker.events(f"/jobs/{job_id}/events?now=1") as events:
+        (end,) = [frame.json async for frame in events if frame.event == "end"]
+    job = await worker.job(job_id)
+    assert end == job
+    assert job["exit_words"] == "exit code 137: killed by signal 9 (SIGKILL)"
+    assert {"150", "oops"} <= {line["text"] for line in job["last_lines"]}
+    assert [line["n"] for line in job["last_lines"]] == list(range(52, 152))
+    container = job["container"]
+    assert (container["id"], container["name"]) == (job["container_id"], f"ci-{job_id.lower()}-1")
+    assert (container["status"], container["exit_code"]) == ("exited", 137)
+    assert container["error"] is None
+    times = [job["created_at"], container["started_at"], container["stopped_at"]]
+    assert times == sorted(times)
+
+
+async def test_one_that_passed_needs_no_last_lines_and_long_ones_are_bounded(
+    worker: Worker,
+) -> None:
+    assert (await worker.run("echo fine"))["last_lines"] == []
+    long = await worker.run(
+        "for n in 1 2 3; do head -c 40000 /dev/zero | tr '\\0' x; echo; done; exit 1"
+    )
+    assert [line["n"] for line in long["last_lines"]] == [3]
+
+
+async def test_an_unknown_job_is_a_404_that_says_so(worker: Worker) -> None:
+    for path in ("/jobs/01ARZ3NDEKTSV4RRFFQ69G5FAV", "/jobs/x", "/jobs/x/log", "/jobs/x/events"):
+        status, problem = await worker.call("GET", path)
+        assert status == 404
+        assert "there is no job" in problem["detail"]

@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import event
 
+from ciworker.domain.container import ContainerState
 from ciworker.domain.job import (
     TERMINAL,
     TRANSITIONS,
@@ -190,6 +191,17 @@ async def test_the_end_is_told_with_reason_message_and_time(jobs: Jobs) -> None:
     assert ended.finished_at == NOW + SECOND
     entry = (await jobs.history(job.id))[-1]
     assert (entry.reason, entry.message) == ("tests_failed", "exit code 1")
+
+
+async def test_what_is_kept_of_a_container_is_read_as_it_was_written(jobs: Jobs) -> None:
+    kept = ContainerState("c" * 64, "ci-x-1", "exited", NOW, NOW + SECOND, 137, "no such file")
+    job = await brought(jobs, Status.RUNNING)
+    assert job.container is None
+    assert await jobs.note(job.id, NOW, "seen", container=kept) == replace(job, container=kept)
+    bare = replace(kept, started_at=None, stopped_at=None, exit_code=None, error=None)
+    await jobs.note(job.id, NOW, "seen", container=bare)
+    found = await jobs.get(job.id)
+    assert found == replace(job, container=bare)
 
 
 async def test_a_step_back_to_the_queue_is_explained_in_the_history_alone(jobs: Jobs) -> None:
@@ -718,6 +730,17 @@ FOUND_LATER = st.fixed_dictionaries(
         "exit_code": st.none() | st.integers(-1, 255),
         "attempt": st.integers(0, 9),
         "container_id": st.none() | TEXT,
+        "container": st.none()
+        | st.builds(
+            ContainerState,
+            id=TEXT,
+            name=TEXT,
+            status=TEXT,
+            started_at=st.none() | instants(),
+            stopped_at=st.none() | instants(),
+            exit_code=st.none() | st.integers(-1, 255),
+            error=st.none() | TEXT,
+        ),
         "started_at": st.none() | instants(),
         "deadline_at": st.none() | instants(),
         "not_before": st.none() | instants(),

@@ -66,6 +66,7 @@ async def test_all_steps_together_make_the_schema_that_the_code_describes(
     assert described(path) == wanted
     assert wanted.keys() == {
         "job", "job_event", "log_chunk", "submission", "token", "session", "meta", "environment",
+        "webhook_delivery",
     }  # fmt: skip
     assert len(wanted["job"]["columns"]) == len(schema.JobRow.model_fields)
     conditions = {index[-1] for index in wanted["job"]["indexes"]}
@@ -161,6 +162,10 @@ SPEC_1: dict[str, Any] = {
     "project": "tea",
     "env": {"TZ": "UTC"},
 }
+CHUNK_1 = (
+    "job_id, first, count, attempt, total_bytes, out_lines, out_frames, err_lines, err_frames, "
+    "runs, data"
+)
 COLUMNS_1 = (
     "id, status, reason, project, spec, source, priority, memory, attempt, created_at, "
     "stop_cause, stop_at, kills, oom, log_complete, log_incomplete, mark_token, tar_length"
@@ -208,7 +213,7 @@ async def test_what_the_first_release_stored_is_all_there_and_goes_on(path: Path
         for number, status in enumerate(Status):
             put_job_1(connection, number, status)
         connection.execute(
-            "INSERT INTO log_chunk VALUES (?, 1, 2, 1, 4, 2, 0, 0, 0, ?, ?)",
+            f"INSERT INTO log_chunk ({CHUNK_1}) VALUES (?, 1, 2, 1, 4, 2, 0, 0, 0, ?, ?)",
             (job_id(3), pack_runs(lines.runs), lines.data),
         )
         connection.execute(
@@ -239,7 +244,7 @@ async def test_logs_of_every_earlier_version_are_there_and_can_be_packed(
             for part in (first, second):
                 total = len(first.data) + (part is second) * len(second.data)
                 connection.execute(
-                    "INSERT INTO log_chunk VALUES (?, ?, 3, 1, ?, ?, 0, 0, 0, ?, ?)",
+                    f"INSERT INTO log_chunk ({CHUNK_1}) VALUES (?, ?, 3, 1, ?, ?, 0, 0, 0, ?, ?)",
                     (job_id(number), part.first, total, part.last, pack_runs(part.runs), part.data),
                 )
         connection.execute(

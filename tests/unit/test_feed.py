@@ -173,6 +173,25 @@ async def test_of_a_job_without_ring_the_store_is_read() -> None:
     assert await feed.read("job", 8) == []
 
 
+@pytest.mark.parametrize("stored", [0, 5, 12], ids=["in the ring", "in both", "in the store"])
+async def test_the_tail_of_a_log_is_bounded_by_lines_and_by_bytes(stored: int) -> None:
+    behind = Stored()
+    behind.kept = [lines_of(first, 1) for first in range(1, stored + 1)]
+    feed = Feed(behind)
+    topic = feed.topic("job")
+    for first in range(stored + 1, 13):
+        topic.append(lines_of(first, 1))
+
+    async def tail(lines: int, size: int) -> list[int]:
+        return [line.number for line in await feed.tail("job", 12, lines, size)]
+
+    assert await tail(100, 1000) == list(range(1, 13))
+    assert await tail(3, 1000) == [10, 11, 12]
+    assert await tail(100, 13) == [11, 12]
+    assert await tail(100, 1) == [12]
+    assert [line.number for line in await feed.tail("none", 0, 100, 1000)] == []
+
+
 @settings(max_examples=150, deadline=None)
 @given(
     sizes=st.lists(st.integers(1, 4), min_size=1, max_size=30),

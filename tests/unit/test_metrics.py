@@ -4,8 +4,8 @@ import asyncio
 import json
 import re
 import time
-from collections.abc import Mapping
-from datetime import UTC, datetime
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -21,6 +21,7 @@ from ciworker.control.clock import SystemClock
 from ciworker.control.tallies import Tallies
 from ciworker.domain.job import Job, Kind, Reason, Spec, Status
 from ciworker.domain.log import Chunk, Run, Stream
+from ciworker.domain.webhook import DeliveryKind
 from ciworker.engine import disks as disks_module
 from ciworker.engine import docker
 from ciworker.engine.disks import Disk, Disks
@@ -29,22 +30,26 @@ from ciworker.errors import EngineUnavailable
 from ciworker.feed.feed import Feed, Topic
 from ciworker.metrics import Metrics
 from ciworker.store.counts import Counts
+from ciworker.store.jobs import HistoryEntry
+from ciworker.store.webhooks import Backlog
 from ciworker.web.context import CONTEXT
+from ciworker.web.ends import Ends
 from ciworker.web.metrics import metrics
 from ciworker.web.sse import FollowedJob
 from ciworker.web.watchers import Watchers
 
 DASHBOARD = Path(__file__).parents[2] / "scripts" / "grafana.json"
+NOW = datetime(2026, 1, 2, tzinfo=UTC)
 NAME = re.compile(r"(?:ciworker|process)_[a-z_]+")
 UNITS = ("_seconds", "_bytes", "_total")
 COUNTED = {  # gauges of things that are counted, and of what is or is not
     "ciworker_jobs", "ciworker_queue_jobs", "ciworker_work_queue_keys", "ciworker_sse_subscribers",
     "ciworker_sse_most_behind_lines", "ciworker_engine_connected", "ciworker_asyncio_tasks",
-    "ciworker_pool_members",
+    "ciworker_pool_members", "ciworker_webhook_pending",
 }  # fmt: skip
 LABELS = {
-    "action", "call", "disk", "entry", "kind", "le", "reason", "result", "state", "status",
-    "stream", "waits_for",
+    "action", "call", "disk", "entry", "kind", "le", "outcome", "reason", "result", "state",
+    "status", "stream", "waits_for",
 }  # fmt: skip
 
 
@@ -53,6 +58,17 @@ class Counter:
 
     async def counts(self) -> Counts:
         return Counts({"queued": 3, "failed": 2}, {"job": 2}, 1, 1024)
+
+
+class Deliveries:
+    """An outbox without a store."""
+
+    async def backlogs(self) -> Sequence[Backlog]:
+        since = NOW - timedelta(seconds=7)
+        return [
+            Backlog(DeliveryKind.WEBHOOK, "tea", 2, 1, NOW, NOW),
+            Backlog(DeliveryKind.WEBHOOK, "pot", 3, 0, since, NOW),
+        ]
 
 
 class Pool:
@@ -85,6 +101,7 @@ class Lab:
         self.connected = True
         Tallies(self.metrics.control, SystemClock())
         self.metrics.control.pool_taken.labels("tea")
+        self.metrics.deliveries.know(DeliveryKind)
         self.metrics.engine.know(docker._CALLS, docker._STREAMS, docker.EVENT_ACTIONS)
 
     async def disks(self) -> Mapping[str, Disk]:
@@ -99,6 +116,8 @@ class Lab:
                 metrics=self.metrics,
                 counter=self.counter,
                 pool=Pool(),
+                deliveries=Deliveries(),
+                now=lambda: NOW,
                 watchers=self.watchers,
                 work_queue=lambda: 4,
                 connected=lambda: self.connected,
@@ -161,6 +180,9 @@ async def test_what_is_asked_for_is_what_there_is(lab: Lab) -> None:
         'ciworker_queue_jobs{kind="job",waits_for="slot"} 2.0',
         'ciworker_queue_jobs{kind="job",waits_for="environment"} 1.0',
         'ciworker_queue_jobs{kind="setup",waits_for="slot"} 0.0',
+        'ciworker_webhook_pending{kind="webhook"} 5.0',
+        'ciworker_webhook_oldest_pending_seconds{kind="webhook"} 7.0',
+        'ciworker_webhook_deliveries_total{kind="webhook",outcome="given_up"} 0.0',
         "ciworker_environments_bytes 1024.0",
         "ciworker_work_queue_keys 4.0",
         "ciworker_engine_connected 1.0",
@@ -237,7 +259,7 @@ class Watched:
         spec = Spec("fake", "true", 900.0, 2**28, 1.0, False, "tea")
         self.job = Job("01J", status, spec, datetime.now(UTC), "token")
         self.feed = Feed(self)
-        context = SimpleNamespace(metrics=self.metrics, feed=self.feed, jobs=self)
+        context = SimpleNamespace(metrics=self.metrics, feed=self.feed, jobs=self, ends=Ends())
         self.part = FollowedJob(cast("Any", context), self.job.id, 0)
 
     async def chunks(self, _job_id: str, after: int, _limit: int, _size: int) -> list[Chunk]:
@@ -245,6 +267,9 @@ class Watched:
 
     async def current(self, _job_id: str) -> Job:
         return self.job
+
+    async def history(self, _job_id: str) -> list[HistoryEntry]:
+        return []
 
     @property
     def topic(self) -> Topic:

@@ -21,6 +21,9 @@ OPERATIONS = {
     "get /api/v1/jobs/{id}/log/search",
     "get /api/v1/pool",
     "get /api/v1/tokens",
+    "get /api/v1/webhooks",
+    "get /api/v1/webhooks/deliveries",
+    "get /api/v1/webhooks/deliveries/{id}",
     "get /healthz",
     "get /metrics",
     "get /openapi.json",
@@ -31,6 +34,7 @@ OPERATIONS = {
     "post /api/v1/drain",
     "post /api/v1/environments/prune",
     "post /api/v1/jobs",
+    "post /api/v1/hooks/{id}",
     "post /api/v1/jobs/{id}/cancel",
     "post /api/v1/jobs/{id}/retry",
     "post /api/v1/login-codes",
@@ -38,9 +42,15 @@ OPERATIONS = {
     "post /api/v1/pool/up",
     "post /api/v1/resync",
     "post /api/v1/tokens",
+    "post /api/v1/webhooks/deliveries/{id}/redeliver",
+    "post /api/v1/webhooks/test",
 }
 OPEN = {"get /healthz", "get /readyz"}
-NAMES_A_JOB = {"get /api/v1/events"}  # in a parameter, not in its path
+SIGNED = "post /api/v1/hooks/{id}"  # by who sends it, without a token
+NAMES_ONE = {  # in a parameter or its body, not in its path
+    "get /api/v1/events",
+    "post /api/v1/webhooks/test",
+}
 
 
 @pytest.fixture(scope="module")
@@ -80,10 +90,10 @@ def test_every_operation_but_health_needs_a_token_or_a_session_and_may_refuse_it
 ) -> None:
     for name, operation in operations.items():
         refusals = {"403"} if name in OPEN else {"401", "403"}
-        either = [] if name in OPEN else ["token", "session"]
+        either = [] if name in {*OPEN, SIGNED} else ["token", "session"]
         assert operation["security"] == [{way: []} for way in either], name
         assert set(operation["responses"]) & {"401", "403"} == refusals, name
-        names_one = "{id}" in name or name in NAMES_A_JOB
+        names_one = "{id}" in name or name in NAMES_ONE
         assert ("404" in operation["responses"]) == names_one, name
 
 

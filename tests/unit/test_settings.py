@@ -1,5 +1,6 @@
 """What the operator can set, from where it is taken, and what is said when it is wrong."""
 
+import json
 import os
 import re
 from collections.abc import Mapping
@@ -77,7 +78,14 @@ DEFAULTS: Mapping[str, object] = {
     "allowed_images": ("python:*",),
     "job_env": {},
     "job_mounts": (),
+    "git_hosts": {},
+    "git_allowed_addresses": (),
+    "git_folders": (),
+    "git_timeout": 300,
+    "max_git": 1024**3,
     "pool": (),
+    "webhooks": (),
+    "hooks": (),
     "log_format": "auto",
     "instance": None,
 }
@@ -475,3 +483,90 @@ def test_a_pool_and_a_pull_before_each_job_exclude_each_other(
         load()
     monkeypatch.setenv("CIWORKER_POOL", '[{"name": "b", "size": 0}]')
     assert load().parkings[0].size == 0
+
+
+HOOK = {"url": "https://chat.example.org/hooks/s3cret", "secret": "CHAT_SECRET"}
+
+
+def webhooks(*entries: Mapping[str, object]) -> Settings:
+    return Settings.model_validate({"webhooks": entries})
+
+
+def test_a_webhook_is_called_by_its_host_unless_it_has_a_name() -> None:
+    (plain,) = webhooks(HOOK).webhooks
+    assert plain.called == "chat.example.org"
+    (named,) = webhooks({**HOOK, "name": "chat"}).webhooks
+    assert named.called == "chat"
+
+
+@pytest.mark.parametrize(
+    ("entries", "sentence"),
+    [
+        ([HOOK, HOOK], "two are called 'chat.example.org': give each a `name` of its own"),
+        ([{**HOOK, "url": "ftp://s3cret"}], "has to be https://"),
+        ([{**HOOK, "secret": "whsec_s3cret"}], "has to be whsec_ and the base64"),
+        ([{**HOOK, "secret": "s3cret-text"}], "has to be whsec_ and the base64"),
+        ([{**HOOK, "events": ["job.done"]}], "job.completed"),
+        ([{**HOOK, "events": []}], "at least 1 item"),
+        ([{**HOOK, "secrets": "x"}], "did you mean secret"),
+        ([{"url": "https://x"}], "webhooks.0.secret"),
+    ],
+)
+def test_a_wrong_webhook_is_named_and_its_secrets_are_not_repeated(
+    monkeypatch: pytest.MonkeyPatch, entries: object, sentence: str
+) -> None:
+    monkeypatch.setenv("CIWORKER_WEBHOOKS", json.dumps(entries))
+    with pytest.raises(ValueError, match=re.escape(sentence)) as refused:
+        load()
+    assert "s3cret" not in str(refused.value)
+
+
+HOOK_RULE = {"forge": "github", "repository": "https://github.com/acme/tea.git", "secret": "TEA"}
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "sentence"),
+    [
+        ("HOOKS", [{**HOOK_RULE, "forge": "svn"}], "'github', 'gitlab' or 'forgejo'"),
+        ("HOOKS", [{**HOOK_RULE, "secret": "not a name"}], "hooks.0.secret"),
+        ("HOOKS", [{**HOOK_RULE, "event": "push"}], "did you mean events?"),
+        ("GIT_HOSTS", {"h.org": {"status_token": "T"}}, "status_token needs `forge`"),
+        ("GIT_HOSTS", {"h.org": {"api": "ftp://x"}}, "'ftp://x' has to be https://HOST/PATH"),
+    ],
+)
+def test_what_forges_are_told_and_may_do_is_checked(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: object, sentence: str
+) -> None:
+    monkeypatch.setenv(f"CIWORKER_{name}", json.dumps(value))
+    with pytest.raises(ValueError, match=re.escape(sentence)):
+        load()
+
+
+def test_hosts_of_repositories_are_tables(loaded: Loaded) -> None:
+    key = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIA=="
+    toml = f'[git_hosts."h:8443"]\ntoken = "TOKEN"\nknown_hosts = ["h {key} me@h"]\n'
+    found = loaded(toml).git_hosts["h:8443"]
+    assert (found.token, found.username, found.ssh) == ("TOKEN", "x-access-token", False)
+    assert found.known_hosts == (key,)
+    assert loaded(git_hosts='{"h": {"ssh": true}}').git_hosts["h"].ssh
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ({"git_hosts": '{"h": {"tokn": "T"}}'}, "unknown setting git_hosts.h.tokn: did you mean"),
+        ({"git_hosts": '{"H": {}}'}, "has to be HOST, or HOST:PORT, in lower case"),
+        ({"git_hosts": '{"https://h": {}}'}, "has to be HOST, or HOST:PORT, in lower case"),
+        ({"git_hosts": '{"h": {"token": "a b"}}'}, "setting git_hosts.h.token: "),
+        ({"git_hosts": '{"h": {"username": "a\\nb"}}'}, "setting git_hosts.h.username: "),
+        ({"git_hosts": '{"h": {"known_hosts": ["x"]}}'}, "write one as ssh-keyscan prints it"),
+        ({"git_hosts": '{"h": {"ca_file": "ca.pem"}}'}, "has to be an absolute path"),
+        ({"git_hosts": "h"}, "has to be JSON in the environment, such as "),
+        ({"git_allowed_addresses": '["10.0.0.1/8"]'}, "write a network such as 10.1.0.0/16"),
+        ({"git_folders": '["srv"]'}, "has to be an absolute path"),
+    ],
+)
+def test_another_way_to_fetch_is_refused_in_words(
+    loaded: Loaded, given: Mapping[str, str], sentence: str
+) -> None:
+    assert sentence in refusal(loaded, **given)

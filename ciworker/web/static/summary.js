@@ -21,6 +21,28 @@ export function describe(job, cancelling) {
   at("facts").replaceChildren(...facts(job));
   at("phases").replaceChildren(...job.phases.map(phase));
   for (const id of ["cause-top", "cause-end"]) cause(at(id), job);
+  at("history").hidden = !job.history;
+  at("steps").replaceChildren(...(job.history ?? []).map(step));
+  at("container").hidden = !job.container;
+  if (job.container) at("container").replaceChildren(...container(job.container));
+}
+
+/** A step from one status to the next, or a note of what happened between two. */
+function step({ at: when, from, to, reason, message }) {
+  const move = from === to ? to : [from, to].filter(Boolean).join(" → ");
+  const why = [reason?.replaceAll("_", " "), message].filter(Boolean).join(": ");
+  return element("li", {}, element("time", { datetime: when }, when), ` ${move} `, said(why));
+}
+
+function container({ name, id, status, started_at, stopped_at, exit_code, error }) {
+  const told = [
+    status,
+    started_at ? `started ${started_at}` : null,
+    stopped_at ? `stopped ${stopped_at}` : null,
+    exit_code === null ? null : `exit code ${exit_code}`,
+    error,
+  ].filter(Boolean);
+  return ["Container ", element("code", { title: id }, name), ": ", said(told.join(", "))];
 }
 
 function facts(job) {
@@ -29,6 +51,7 @@ function facts(job) {
     job.place ? fact("queue", place(job.place)) : null,
     fact("image", said(job.image)),
     fact("command", element("code", {}, said(job.spec.run))),
+    job.spec.git ? fact("repository", said(job.spec.git.url)) : null,
     branch ? fact("branch", said(branch)) : null,
     commit ? fact("commit", element("code", { title: harmless(commit) }, said(version ?? commit.slice(0, HASH)))) : null,
     dirty ? fact("dirty", "uncommitted changes") : null,
@@ -56,7 +79,8 @@ function cause(panel, job) {
   panel.hidden = !ended(job);
   if (panel.hidden) return;
   const message = job.message === word(job) ? null : job.message;
-  const why = [message, job.log_incomplete ? "The log may be incomplete." : null].filter(Boolean);
+  const exit = job.success || message?.includes(`exit code ${job.exit_code}`) ? null : job.exit_words;
+  const why = [message, exit ? `(${exit})` : null, job.log_incomplete ? "The log may be incomplete." : null].filter(Boolean);
   panel.className = `outcome ${job.success ? "passed" : job.success === false ? "failed" : "error"}`;
   panel.replaceChildren(badge(job), ...(why.length ? [element("p", {}, said(why.join(" ")))] : []));
 }

@@ -242,7 +242,9 @@ def test_an_upload_refused_before_its_end_prints_why(
         (["--priority", "high"], "--priority"),
         (["--no-cache", "--rebuild"], "--rebuild and --no-cache exclude each other"),
         (["--"], "a command is missing"),
-        (["--git", "x"], "--git"),
+        (["--git", "x", "."], "--git has the worker fetch the source"),
+        (["--git", "x", "--dry-run"], "--dry-run lists what would be packed"),
+        (["--ref", "main"], "--git URL, which is missing"),
         (["--secret", "x"], "--secret"),
     ],
 )
@@ -294,7 +296,26 @@ def test_follow_and_wait_exit_with_the_verdict(
     assert followed.err.splitlines()[-1] == f"{job_id} {verdict}"
     waited = ciclient("wait", job_id)
     assert (waited.code, waited.out) == (code, f"{job_id} {verdict}\n")
-    assert waited.err == ""
+    assert waited.err.splitlines() == (followed.err.splitlines()[:-1] if code in (1, 3) else [])
+
+
+def test_a_failure_is_told_with_its_last_lines_where_they_were_not_just_shown(
+    worker: FakeWorker, ciclient: Ciclient
+) -> None:
+    job_id = worker.add_ended(lines=["one", "two", "\x1b]0;x\x07three"], ending="tests_failed")
+    lines = [{"n": n, "stream": "stdout", "text": worker.lines[job_id][n - 1]} for n in (2, 3)]
+    worker.update(
+        job_id, last_lines=lines, history=[], exit_words="exit code 143: killed by signal 15"
+    )
+    told = ["last 2 lines of 3:", "two", "^[]0;x^Gthree"]
+    waited = ciclient("wait", job_id)
+    assert waited.err.splitlines()[:3] == told
+    assert f"its log:    ciclient logs {job_id}" in waited.err
+    assert "exit code 143: killed by signal 15" in waited.out
+    shown = ciclient("show", job_id).out.splitlines()
+    assert shown[shown.index(told[0]) :][:3] == told
+    for words in (("follow",), ("wait", "--from-beginning")):
+        assert told[0] not in ciclient(*words, job_id).err
 
 
 def test_a_cut_follow_prints_each_line_once_and_says_that_it_reconnects(

@@ -1,8 +1,11 @@
 """Ends that are easily told wrongly: of pulls that break off, of clocks that differ."""
 
+import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
+from ciworker.domain.container import GONE
 from ciworker.domain.job import Reason, Status
 from ciworker.errors import EngineRefused, EngineUnavailable
 from tests.unit.control.lab import Lab, Life
@@ -65,3 +68,28 @@ async def test_a_job_that_can_never_start_is_refused_and_the_next_one_runs(
         assert (refused.status, refused.reason) == (Status.FAILED, Reason.START_REFUSED)
         assert "max_memory" in (refused.message or "")
         assert (await life.ended(small)).reason is Reason.PASSED
+
+
+async def test_what_is_known_of_a_container_that_went_away_stays_with_its_job(life: Life) -> None:
+    job = await life.submit("echo one; sleep 60")
+    await life.printed(job, b"one\n")
+    running = (await life.running(job)).container
+    assert running is not None
+    assert (running.status, running.stopped_at, running.exit_code) == ("running", None, None)
+    await life.engine.remove(running.id)
+    ended = await life.ended(job)
+    assert ended.container == replace(running, status=GONE)
+
+
+async def test_a_job_that_was_cancelled_while_it_started_says_what_became_of_its_container(
+    life: Life,
+) -> None:
+    gate = life.engine.hold("start")
+    job = await life.submit("sleep 60")
+    while not life.calls("start"):
+        await asyncio.sleep(0.005)
+    await life.cancel(job)
+    gate.set()
+    ended = await life.ended(job)
+    assert ended.container is not None
+    assert ended.container.status in {"removing", "exited"}

@@ -177,6 +177,9 @@ async def test_a_setup_whose_container_is_lost_is_tried_again(lab: Lab) -> None:
         assert (await life.ended(waiting)).reason is Reason.PASSED
         environment = await only(life)
         assert (environment.builds, environment.status) == (2, READY)
+        told = [entry.message or "" for entry in await life.jobs.history(waiting)]
+        lost = f", try 2: {setup.id} came to no end: the container was killed"
+        assert [lost in message for message in told].count(True) == 1
 
 
 async def building(life: Life) -> Job:

@@ -107,7 +107,7 @@ async def test_a_start_that_fails_is_tried_again_or_refused(
     assert ended.reason is (REFUSED if error is EngineRefused or spent else PASSED)
     if error is EngineFailed:
         told = [entry.message for entry in await life.jobs.history(job)]
-        assert "the start failed and is tried again: no" in told
+        assert "start 1 of 3 of attempt 1 failed and is tried again: no" in told
     assert (await life.ended(await life.submit())).reason is PASSED
 
 

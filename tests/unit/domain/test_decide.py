@@ -89,6 +89,9 @@ TABLE = (
     Row("7c", ("queued",), ("absent",), {"need": ("ready",)}, Verb.RELEASE, Bucket.UNCHANGED),
     Row("7d", ("queued",), ("absent",), {"need": ("failed",)},
         Verb.FAIL, Bucket.FAILED, Reason.SETUP_FAILED),
+    Row("7e", ("queued",), ("absent",), {"need": ("source",)}, Verb.FETCH, Bucket.UNCHANGED),
+    Row("7f", ("queued",), ("absent",), {"need": ("no source",)},
+        Verb.FAIL, Bucket.FAILED, Reason.SOURCE_FAILED),
     Row("8", ("queued",), ("absent",), {"admitted": NO}, Verb.NOTHING, Bucket.UNCHANGED),
     Row("9", ("queued",), ("absent",), {"admitted": YES}, Verb.LAUNCH, Bucket.CREATED),
     Row("10", ("starting",), ("absent", *PRESENT), {"cancel_asked": YES},
@@ -213,7 +216,7 @@ def test_every_combination_of_all_axes_is_asked() -> None:
     facts_of_a_job = 2**9 * 4 * 3
     jobs = len(Status) - 1 + len(Need)
     expected = jobs * facts_of_a_job * len(CONTAINERS) * 2 + len(CONTAINERS) * 2
-    assert everything().combinations == expected == 983_056
+    assert everything().combinations == expected == 1_179_664
 
 
 def test_what_a_job_needs_matters_only_while_it_is_queued() -> None:
@@ -255,7 +258,7 @@ def test_a_table_with_another_verb_bucket_or_reason_in_one_row_is_contradicted(r
 def test_rows_have_names_of_their_own_and_the_numbers_of_the_design() -> None:
     assert len({row.number for row in TABLE}) == len(TABLE)
     parts = [part for row in TABLE for part in row.number.split()[0].split("/")]
-    numbers = {int(part.rstrip("abcd")) for part in parts}
+    numbers = {int(part.rstrip("abcdef")) for part in parts}
     assert numbers == set(range(1, 22))
 
 

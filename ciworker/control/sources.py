@@ -1,0 +1,193 @@
+"""Fetches the trees of jobs that name a repository: from then on such a job is as any other.
+
+The row of an accepted job says what is to be fetched; a fetch ends in one commit of its spool
+file's length and its resolved spec, so that whatever cuts it off, it begins anew. What a ref names
+is pinned as soon as it is known: a fetch that begins anew fetches the same commit.
+"""
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from ciworker.control.fetchlog import FetchLog
+from ciworker.control.keys import DISPATCH, job_key
+from ciworker.control.life import Life
+from ciworker.control.look import Look
+from ciworker.control.parts import Parts
+from ciworker.domain.git import parse_remote
+from ciworker.domain.job import Git, Job, Spec
+from ciworker.domain.jobfile import resolve
+from ciworker.errors import Invalid, SourceFailed, StoreUnavailable
+from ciworker.source.access import access_to
+from ciworker.source.archive import ArchiveRefused, SpoolCorrupt, Workspace
+from ciworker.source.bounds import bounds_of, tree_limits
+from ciworker.source.git import Pinned, repository
+from ciworker.source.inputs import with_setup
+from ciworker.source.intake import Intake
+from ciworker.telemetry import logger
+from ciworker.units import format_size
+
+MOST_FETCHES = 4  # at once
+RETRY = 1.0
+STORE_WAIT = 5.0
+SHOWN = 12  # characters of a commit that people see
+
+
+@dataclass(frozen=True, slots=True)
+class _Fetched:
+    """The job with its commit pinned, its tree in the spool file, and its resolved spec."""
+
+    job: Job
+    workspace: Workspace
+    spec: Spec
+
+
+class Sources:
+    """Sees to the trees of queued jobs."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._settings, self._clock, self._secret = parts.settings, parts.clock, parts.secret
+        self._jobs, self._logs, self._writer = parts.jobs, parts.logs, parts.writer
+        self._feed, self._queue, self._supervisor = parts.feed, parts.queue, parts.supervisor
+        self._tallies = parts.tallies
+        self._free = asyncio.Semaphore(MOST_FETCHES)
+
+    async def fetch(self, look: Look) -> bool:
+        """See that the tree is being fetched."""
+        job, life = look.job, look.life
+        if life.fetch_task is not None:
+            return False
+        end = await self._logs.end(job.id)
+        log = FetchLog(job.id, self._feed.topic(job.id), self._writer, end)
+        life.fetch_log = log
+        life.fetch_task = self._supervisor.spawn(
+            self._run(job, life, log),
+            name=f"fetch {job.id}",
+            on_error=lambda: self._again_later(job, life),
+        )
+        return False
+
+    async def let_go(self, life: Life) -> None:
+        """End a fetch; git is gone then, and what was taken to be stored is stored.
+
+        Raises:
+            StoreUnavailable: lines still wait for the store.
+        """
+        if life.fetch_log is None or life.fetch_task is None:
+            return
+        life.fetch_task.cancel()
+        await asyncio.wait([life.fetch_task])
+        try:
+            async with asyncio.timeout(STORE_WAIT):
+                await life.fetch_log.abandoned()
+        except TimeoutError:
+            raise StoreUnavailable("lines of the fetch wait for the store") from None
+        life.fetch_log = life.fetch_task = None
+
+    def _again_later(self, job: Job, life: Life) -> None:
+        life.fetch_log = life.fetch_task = None
+        self._queue.add_after(job_key(job.id), RETRY)
+
+    async def _run(self, job: Job, life: Life, log: FetchLog) -> None:
+        """Fetch, show what git says, record what came of it; all lines are stored before that."""
+        git = job.spec.git
+        assert git is not None
+        async with self._free:
+            log.open(f"Fetch {git.ref} of {git.url}")
+            found = await self._fetched_or_why_not(job, log)
+            log.close()
+            await log.all_stored()
+        if isinstance(found, _Fetched):
+            await self._record(found)
+        else:
+            life.source_error = found
+        life.fetch_log = life.fetch_task = None
+        self._queue.add(job_key(job.id))
+
+    async def _fetched_or_why_not(self, job: Job, log: FetchLog) -> "_Fetched | str":
+        try:
+            return await self._fetched(job, log)
+        except (SourceFailed, Invalid, ArchiveRefused, SpoolCorrupt) as failed:
+            log.say(f"ciworker: {failed}")
+            return str(failed)
+
+    async def _fetched(self, job: Job, log: FetchLog) -> "_Fetched":
+        git, settings = job.spec.git, self._settings
+        assert git is not None
+        spool, name = settings.spool_file(job.id), parse_remote(git.url).name
+        spool.unlink(missing_ok=True)  # of a fetch that was cut off
+        intake = Intake(spool, tree_limits(settings), self._clock.now().timestamp())
+        try:
+            job = await self._taken_in(job, git, intake, log)
+            workspace = await intake.finish()
+            wanted = resolve(workspace.contents, git.overrides, bounds_of(settings), name)
+            spec = await asyncio.to_thread(with_setup, wanted, workspace, spool)
+        except OSError as error:
+            intake.abort()
+            raise SourceFailed(
+                f"the data folder takes no tree ({error.strerror}): make room, then retry"
+            ) from error
+        except BaseException:
+            intake.abort()
+            raise
+        return _Fetched(job, workspace, replace(spec, git=job.spec.git))
+
+    async def _taken_in(self, job: Job, git: Git, intake: Intake, log: FetchLog) -> Job:
+        """Hand the tree on as git writes it; the job with its commit."""
+        settings = self._settings
+        try:
+            async with asyncio.timeout(settings.git_timeout):
+                access = await access_to(parse_remote(git.url), settings, self._secret)
+                folder = settings.fetches / job.id
+                async with repository(access, folder, settings.max_git, log) as fetched:
+                    pinned = await fetched.fetch(git.commit or git.ref)
+                    job = await self._pin(job, git, pinned)
+                    await fetched.write_tree(pinned.commit, git.subdirectory, intake.feed)
+        except TimeoutError:
+            raise SourceFailed(
+                f"the fetch took more than {settings.git_timeout:g} s (git_timeout): "
+                "retry, or have the operator raise it"
+            ) from None
+        return job
+
+    async def _pin(self, job: Job, git: Git, pinned: Pinned) -> Job:
+        """From now on it is this commit, whatever the ref names."""
+        if git.commit is not None:
+            return job
+        spec = replace(job.spec, git=replace(git, commit=pinned.commit))
+        noted = await self._jobs.note_source(
+            job.id,
+            self._clock.now(),
+            f"{git.ref} is commit {pinned.commit[:SHOWN]}",
+            spec,
+            source={**job.source, "vcs": _vcs(pinned)},
+        )
+        return noted or replace(job, spec=spec)
+
+    async def _record(self, fetched: "_Fetched") -> None:
+        """The tree is there: the job goes on as one that was uploaded."""
+        job, workspace, spec = fetched.job, fetched.workspace, fetched.spec
+        said = f"fetched: {workspace.files:,} files, {format_size(workspace.unpacked)}"
+        waits = bool(spec.setup)
+        recorded = await self._jobs.note_source(
+            job.id,
+            self._clock.now(),
+            said,
+            spec,
+            source={**job.source, "files": workspace.files, "bytes": workspace.unpacked},
+            tar_length=workspace.tar_length,
+            waits=waits,
+        )
+        if recorded is None:
+            self._settings.spool_file(job.id).unlink(missing_ok=True)
+            return
+        logger().info("source fetched", files=workspace.files, bytes=workspace.unpacked)
+        if not waits:
+            self._tallies.released(job.id)
+            self._queue.add(DISPATCH)
+
+
+def _vcs(pinned: Pinned) -> Mapping[str, object]:
+    """As a client's git would tell it of an upload."""
+    known = {"commit": pinned.commit, "branch": pinned.branch, "describe": pinned.tag}
+    return {name: text for name, text in known.items() if text} | {"dirty": False}

@@ -1,0 +1,161 @@
+"""Webhooks in: pushes and pull requests of GitHub, GitLab and Forgejo make jobs.
+
+Open without a token: whoever knows the secret of a rule of the settings is its forge. Nothing of a
+body is looked at before that is known.
+"""
+
+import asyncio
+import hashlib
+from collections.abc import Mapping, Sequence
+
+import orjson
+from aiohttp import web
+
+from ciworker.domain.forge import (
+    Change,
+    Forge,
+    change_of,
+    delivery_id,
+    is_authentic,
+    signs_bodies,
+)
+from ciworker.domain.git import parse_remote
+from ciworker.domain.job import Job
+from ciworker.errors import Invalid, Unknown
+from ciworker.settings import HookRule, Settings
+from ciworker.telemetry import logger
+from ciworker.web.answers import json_answer
+from ciworker.web.context import CONTEXT, Context
+from ciworker.web.diskguard import check_room
+from ciworker.web.drain import check_taking
+from ciworker.web.models import GitRequest, HookAnswer, SpecRequest
+from ciworker.web.problems import Refused
+from ciworker.web.submit import to_fetch
+from ciworker.web.upload import READ_TIMEOUT
+
+MOST_BODY = 4 * 2**20
+
+
+async def receive_hook(request: web.Request) -> web.Response:
+    """Take a forge's delivery; the same one again makes no second job."""
+    context, forge = request.app[CONTEXT], _forge(request)
+    headers = {name.lower(): value for name, value in request.headers.items()}
+    async with context.hook_turns:
+        body = await _body(request)
+        rules = _trusted(context, forge, headers, body)
+    change = change_of(forge, headers, _payload(request, body))
+    wanted = [rule for rule in rules if change and _concerns(rule, change)]
+    if change is None or not wanted:
+        return json_answer(HookAnswer(jobs=[], message="nothing to build: no rule wants it"))
+    check_taking(context)
+    await check_room(context)
+    jobs = [await _make(context, rule, change, _keys(rule, headers, body)) for rule in wanted]
+    return json_answer(HookAnswer(jobs=jobs, message=None), status=202)
+
+
+def check_rules(settings: Settings) -> None:
+    """See that the repositories of the setting `hooks` can be fetched.
+
+    Raises:
+        Invalid: one cannot.
+    """
+    for rule in settings.hooks:
+        try:
+            parse_remote(rule.repository)
+        except Invalid as error:
+            raise Invalid(f"setting hooks: {error}") from error
+
+
+def _forge(request: web.Request) -> Forge:
+    try:
+        return Forge(request.match_info["id"])
+    except ValueError:
+        raise Unknown(f"deliveries are taken from {', '.join(Forge)}") from None
+
+
+async def _body(request: web.Request) -> bytes:
+    """All of it, bounded in size and time.
+
+    Raises:
+        Refused: it is too large, or comes too slowly.
+    """
+    found = bytearray()
+    try:
+        async with asyncio.timeout(READ_TIMEOUT):
+            async for data in request.content.iter_any():
+                found += data
+                if len(found) > MOST_BODY:
+                    raise Refused(413, f"a delivery may have {MOST_BODY} bytes: push less at once")
+    except TimeoutError:
+        raise Refused(408, "the delivery came too slowly: send it again") from None
+    return bytes(found)
+
+
+def _trusted(
+    context: Context, forge: Forge, headers: Mapping[str, str], body: bytes
+) -> Sequence[HookRule]:
+    """The rules whose secret the sender knows; all are compared, so that time tells nothing.
+
+    Raises:
+        Refused: there is none.
+    """
+    now, found = context.now().timestamp(), []
+    for rule in context.settings.hooks:
+        secret = context.secret(rule.secret)
+        if rule.forge == forge and secret and is_authentic(forge, headers, body, secret, now):
+            found.append(rule)
+    if not found:
+        raise Refused(
+            401,
+            f"no rule of the setting hooks has this {forge} signature: give the forge and the "
+            "worker the same secret",
+        )
+    return found
+
+
+def _payload(request: web.Request, body: bytes) -> object:
+    if request.content_type != "application/json":
+        raise Refused(415, "have the forge send application/json")
+    try:
+        return orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise Invalid(f"the delivery is no JSON: {error}") from error
+
+
+def _concerns(rule: HookRule, change: Change) -> bool:
+    path = parse_remote(rule.repository).path.strip("/").removesuffix(".git").lower()
+    allowed = rule.forks or not change.fork
+    return path == change.repository and change.event in rule.events and allowed
+
+
+def _keys(rule: HookRule, headers: Mapping[str, str], body: bytes) -> Sequence[str]:
+    """What a delivery is known by when it comes again.
+
+    Its id is not signed: where the body is, that is known too.
+    """
+    forge = Forge(rule.forge)
+    named = delivery_id(forge, headers)
+    contents = [body] if signs_bodies(forge, headers) or not named else []
+    keys = [*([f"id:{named}".encode()] if named else []), *contents]
+    about = f"{rule.repository} {rule.project}\n".encode()
+    return [hashlib.sha256(about + key).hexdigest() for key in keys]
+
+
+async def _make(context: Context, rule: HookRule, change: Change, keys: Sequence[str]) -> str:
+    """The job of this change, which may be there already; its id."""
+    wanted = SpecRequest(
+        project=rule.project, git=GitRequest(url=rule.repository, ref=change.commit)
+    )
+    assert wanted.git is not None
+    hook = {
+        "forge": rule.forge,
+        "event": change.event.value,
+        "branch": change.branch,
+        "fork": change.fork,
+    }
+    job = to_fetch(wanted, wanted.git, context, {"hook": hook})
+    stored: Job = await context.jobs.add(job, f"hook:{rule.forge}", keys[0], keys[1:])
+    if stored.id == job.id:
+        logger().info("made by a hook", job=job.id, forge=rule.forge, hook_event=change.event.value)
+        context.notify(job.id)
+    return stored.id
