@@ -29,6 +29,7 @@ class Overrides:
     priority: int | None = None
     project: str | None = None
     cache: str | None = None
+    secrets: list[str] | None = None
     command: list[str] | None = None
 
     def as_spec(self) -> dict[str, object]:

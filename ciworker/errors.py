@@ -54,6 +54,10 @@ class StoreRefused(Final):
     """The database cannot be used as it is: from the future, damaged or held by another worker."""
 
 
+class SecretsRefused(Final):
+    """The file of secrets cannot be used as it is; the message names no value."""
+
+
 class Invalid(Final):
     """What a caller asked for is not acceptable; the message names the mend."""
 

@@ -91,6 +91,13 @@ def _tables(value: object) -> object:
     return value
 
 
+def _names(value: object) -> object:
+    """A list of names, and of tables with a name."""
+    if not isinstance(value, list | tuple):
+        raise ValueError('has to be a list, such as ["TOKEN", { name = "KEY", setup = true }]')
+    return [{"name": entry} if isinstance(entry, str) else entry for entry in value]
+
+
 def _origin(value: str | None) -> str | None:
     """A web address without path, as browsers write an origin; an empty one is none."""
     if not value:
@@ -127,6 +134,23 @@ class PoolEntry(BaseModel):
     memory: Annotated[Size | None, Field(description="bytes; `job_memory` where left out")] = None
     cpus: float | None = Field(None, gt=0)
     size: int = Field(ge=0)
+
+
+class SecretName(BaseModel):
+    """A secret that jobs may have: of trees that come so, submitted with such tokens."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", max_length=200)
+    sources: tuple[Literal["upload", "git"], ...] = ("upload", "git")
+    roles: tuple[Literal["submit", "admin"], ...] = ("submit", "admin")
+    setup: bool = False
+
+
+SECRET_NAMES = tuple(
+    SecretName(name=name)
+    for name in ("GITHUB_TOKEN", "ANTHROPIC_API_KEY", "OPENAI_API_KEY", "SSH_AUTH_SOCK")
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,6 +221,8 @@ class Settings(BaseSettings):
     store_size: Annotated[ShareOrSize, Field(gt=0)] = 0.2
     min_free: ShareOrSize = 2**30
     pool: Annotated[tuple[PoolEntry, ...], BeforeValidator(_tables)] = ()
+    secrets_file: Path | None = None
+    secret_names: Annotated[tuple[SecretName, ...], BeforeValidator(_names)] = SECRET_NAMES
     log_format: Literal["auto", "console", "json"] = "auto"
     instance: str | None = None
 
@@ -234,6 +260,13 @@ class Settings(BaseSettings):
             )
         return self
 
+    @model_validator(mode="after")
+    def _secrets_differ(self) -> Self:
+        names = [entry.name for entry in self.secret_names]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise ValueError(f"setting secret_names: {twice} is there twice: remove one")
+        return self
+
     @property
     def parkings(self) -> Sequence[Parking]:
         """The entries of `pool`."""
@@ -265,6 +298,11 @@ class Settings(BaseSettings):
 
     def spool_file(self, job_id: str) -> Path:
         return self.spool / f"{job_id}.tar.zst"
+
+    @property
+    def secrets_key(self) -> Path:
+        """The file with which the worker knows a secret again, without having stored it."""
+        return self.data_dir / "secrets.key"
 
     @property
     def admin_token(self) -> Path:
@@ -335,7 +373,11 @@ def _not_json(message: str) -> str:
     field = re.search(r'field "(\w+)"', message)
     if field is None:
         return message
-    forms = {"job_env": '{"KEY": "value"}', "pool": '[{"name": "tea", "size": 2}]'}
+    forms = {
+        "job_env": '{"KEY": "value"}',
+        "pool": '[{"name": "tea", "size": 2}]',
+        "secret_names": '["TOKEN", {"name": "KEY", "setup": true}]',
+    }
     form = forms.get(field[1], '["a", "b"]')
     return f"setting {field[1]}: has to be JSON in the environment, such as {form}"
 
@@ -343,7 +385,9 @@ def _not_json(message: str) -> str:
 def _sentence(item: Any) -> str:  # pydantic's ErrorDetails, a TypedDict of its core
     name = ".".join(str(part) for part in item["loc"])
     if item["type"] == "extra_forbidden":
-        known = Settings if len(item["loc"]) == 1 else PoolEntry
+        tables: dict[str, type[BaseModel]] = {"pool": PoolEntry, "secret_names": SecretName}
+        top = len(item["loc"]) == 1
+        known: type[BaseModel] = Settings if top else tables[str(item["loc"][0])]
         return f"unknown setting {name}{_nearest(str(item['loc'][-1]), list(known.model_fields))}"
     message = item["msg"].removeprefix("Value error, ")
     return f"setting {name}: {message}" if name else message

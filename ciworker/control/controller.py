@@ -11,6 +11,7 @@ from datetime import datetime
 
 import structlog
 
+from ciworker.control.credentials import NOTHING, Grant
 from ciworker.control.environments import EnvironmentController
 from ciworker.control.keys import DISPATCH, Key, Kind, environment_key, job_key
 from ciworker.control.life import Life, Patience, arm, facts_of, next_look
@@ -66,6 +67,7 @@ class Controller:
         self._settings, self._clock = settings, parts.clock
         self._engine, self._jobs, self._queue = parts.engine, parts.jobs, parts.queue
         self._metrics, self._tallies = parts.metrics, parts.tallies
+        self._credentials = parts.credentials
         self._steps = Steps(parts, forget=self._forget)
         self._patience = Patience(
             settings.transfer_timeout,
@@ -374,6 +376,7 @@ class Controller:
                 self._image_to_park(head), self._free(kind)
             )
             container = await self._engine.inspect(head.container_name) if head.attempt else None
+            grant = await self._credentials.grant(head) if image else NOTHING
             member = self._pool.find(image, head.spec) if image else None
             given_back = member.entry.memory if member else 0
             if not admit(head.spec.memory, slots, memory + given_back):
@@ -386,7 +389,8 @@ class Controller:
             if action.verb is not Verb.LAUNCH:
                 self._queue.add(job_key(head.id))
                 return False
-            if await self._admit(head, await self._pool.take(member, head) if member else None):
+            parked = await self._pool.take(member, head) if member else None
+            if await self._admit(head, parked, grant if parked else NOTHING):
                 outcomes.append(Look(head, Life(head.attempt), None, action).outcome())
         return True
 
@@ -421,11 +425,12 @@ class Controller:
         if head.environment is not None:
             self._queue.add(environment_key(head.environment))
 
-    async def _admit(self, head: Job, parked: Parked | None) -> bool:
+    async def _admit(self, head: Job, parked: Parked | None, grant: Grant) -> bool:
         # Before the commit: from then on another worker may look at the job.
         life = Life(head.attempt + 1, untouched=parked is None, taking=parked is not None)
         self._lives[head.id], now = life, self._clock.now()
-        commit = self._commit_starting(head, now, parked)
+        commit = self._commit_starting(head, now, parked, grant)
+        life.grant = grant if parked else None
         if parked is None:
             moved = await commit
             self._queue.add(job_key(head.id))
@@ -440,7 +445,9 @@ class Controller:
             self._forget(head.id)
         return moved is not None
 
-    async def _commit_starting(self, head: Job, now: datetime, parked: Parked | None) -> Job | None:
+    async def _commit_starting(
+        self, head: Job, now: datetime, parked: Parked | None, grant: Grant
+    ) -> Job | None:
         return await self._jobs.move(
             head.id,
             Expect(Status.QUEUED, head.attempt),
@@ -451,6 +458,7 @@ class Controller:
             not_before=None,
             sent_at=now if parked else None,
             container_id=parked.container if parked else None,
+            granted=dict(grant.fingerprints),
             kills=[],
             oom=False,
             engine_restarted_at=None,

@@ -194,6 +194,7 @@ class Needs:
                 self._operator,
                 single,
                 version=SETUP_VERSION,
+                secrets=spec.setup_secrets,
             ),
             status=EnvironmentStatus.ABSENT,
             project=spec.project,

@@ -140,7 +140,8 @@ class Spec:
     timeout in seconds, memory in bytes, cpus in cores. setup: commands whose result is the
     environment that the job runs in; none: the image alone. setup_inputs: SHA-256 (hex) of the
     files that they may read, by name in the tree, with `x ` before it where one is executable.
-    backend: installs the project before the run.
+    backend: installs the project before the run. secrets: names of those that the job wants in its
+    environment; setup_secrets: likewise its setup.
     """
 
     image: str
@@ -155,6 +156,8 @@ class Spec:
     setup_inputs: Mapping[str, str] = field(default_factory=dict)
     backend: Backend | None = None
     cache: Cache = Cache.USE
+    secrets: Sequence[str] = ()
+    setup_secrets: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +177,8 @@ class Job:
     `engine_restarted_at` are likewise notes of events, since no inspect tells them later.
     `environment` is the key of the environment it runs in (a setup's: that it builds), once that is
     known; `waits` is true while a queued job cannot be admitted because that is not ready; `build`
-    is the setup job whose lines it shows meanwhile, and whose end decides about it.
+    is the setup job whose lines it shows meanwhile, and whose end decides about it. `granted` holds
+    fingerprints of the secrets that were sent to this attempt's container, by name.
     """
 
     id: str
@@ -210,6 +214,7 @@ class Job:
     environment: str | None = None
     waits: bool = False
     build: str | None = None
+    granted: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def container_name(self) -> str:

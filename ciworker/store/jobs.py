@@ -508,6 +508,7 @@ def _row(job: Job) -> JobRow:
         created_at=job.created_at,
         not_before=job.not_before,
         kills=[],
+        granted={},
         mark_token=job.mark_token,
         tar_length=job.tar_length,
         kind=job.kind,
@@ -551,15 +552,18 @@ def _job(row: Row[Any]) -> Job:
         environment=row.environment,
         waits=row.waits,
         build=row.build,
+        granted=row.granted,
     )
 
 
 def _spec(values: Mapping[str, Any]) -> Spec:
-    """What `asdict` made of a spec; the first release's had no setup, backend and cache."""
+    """What `asdict` made of a spec; those of earlier releases had no setup, or no secrets."""
     typed = {
         "setup": tuple(values.get("setup", ())),
         "backend": _backend(values.get("backend")),
         "cache": Cache(values.get("cache", Cache.USE)),
+        "secrets": tuple(values.get("secrets", ())),
+        "setup_secrets": tuple(values.get("setup_secrets", ())),
     }
     return Spec(**{**values, **typed})
 

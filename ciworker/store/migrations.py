@@ -182,6 +182,7 @@ STEPS: tuple[tuple[str, ...], ...] = (
         "CREATE INDEX submission_job ON submission (job_id)",
         "CREATE INDEX submission_at ON submission (at)",
     ),
+    ("ALTER TABLE job ADD COLUMN granted JSON NOT NULL DEFAULT '{}'",),
 )
 
 

@@ -41,7 +41,7 @@ class SpecModel(Model):
     """A resolved spec. timeout in seconds, memory in bytes.
 
     setup: commands. setup_inputs: what they may read, by name in the tree: a file's SHA-256 in hex,
-    or `-> ` and a symlink's target.
+    or `-> ` and a symlink's target. secrets, setup_secrets: names; their values are never shown.
     """
 
     image: str
@@ -56,6 +56,8 @@ class SpecModel(Model):
     setup_inputs: dict[str, str]
     backend: BackendModel | None
     cache: Cache
+    secrets: list[str]
+    setup_secrets: list[str]
 
 
 class Vcs(Model):
@@ -91,6 +93,14 @@ class SpecRequest(BaseModel):
     )
     setup_inputs: list[str] | None = Field(
         None, alias="setup-inputs", description="The files that they may read, and globs."
+    )
+    secrets: list[str] | None = Field(
+        None, description="Names of secrets for the job's environment, beside the job file's."
+    )
+    setup_secrets: list[str] | None = Field(
+        None,
+        alias="setup-secrets",
+        description="Likewise for the commands that make the environment.",
     )
     cache: Literal["use", "rebuild", "off"] | None = Field(
         None,
@@ -452,6 +462,8 @@ def _fields(job: Job) -> dict[str, Any]:
             setup_inputs=dict(job.spec.setup_inputs),
             backend=_backend_model(job.spec.backend),
             cache=job.spec.cache,
+            secrets=list(job.spec.secrets),
+            setup_secrets=list(job.spec.setup_secrets),
         ),
         "priority": job.priority,
         "attempt": job.attempt,

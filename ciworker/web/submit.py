@@ -13,10 +13,13 @@ from pydantic import ValidationError
 
 from ciworker.domain.job import Cache, Job, Kind, Spec, Status
 from ciworker.domain.jobfile import check_bounds, resolve, unknown_key
+from ciworker.domain.secrets import check_secrets
 from ciworker.errors import Conflict, Invalid
 from ciworker.source.archive import Limits, Workspace
 from ciworker.source.inputs import with_setup
 from ciworker.source.intake import Intake
+from ciworker.source.secrets import rules_of
+from ciworker.store.tokens import Role
 from ciworker.web.access import TOKEN
 from ciworker.web.answers import found, json_answer
 from ciworker.web.context import CONTEXT, Context, bounds_of
@@ -40,7 +43,7 @@ async def submit(request: web.Request) -> web.Response:
         return json_answer(job_model(earlier))
     check_taking(context)
     await check_room(context)
-    job = await _take_in(await Upload.of(request), context)
+    job = await _take_in(await Upload.of(request), context, request[TOKEN].role)
     stored = await _store(context, job, request[TOKEN].id, key)
     if stored.id != job.id:
         return json_answer(job_model(stored))
@@ -59,6 +62,8 @@ async def retry(request: web.Request) -> web.Response:
     check_taking(context)
     await check_room(context)
     check_bounds(old.spec, bounds_of(context.settings))  # they may have changed since
+    source = str(old.source["kind"])
+    _check_secrets(context, old.spec, source, request[TOKEN].role)  # it may be another's
     cache = Cache.USE if old.spec.cache is Cache.REBUILD else old.spec.cache
     job = _queued(
         context,
@@ -80,7 +85,7 @@ def _accepted(context: Context, job: Job, status: int) -> web.Response:
     )
 
 
-async def _take_in(upload: Upload, context: Context) -> Job:
+async def _take_in(upload: Upload, context: Context, role: Role) -> Job:
     """Spool the archive and resolve the spec against the job file inside it."""
     wanted = await _spec_part(upload)
     settings, job_id = context.settings, context.new_id()
@@ -90,6 +95,7 @@ async def _take_in(upload: Upload, context: Context) -> Job:
     try:
         workspace = await _receive(upload, intake)
         resolved = resolve(workspace.contents, _overrides(wanted), bounds_of(settings))
+        _check_secrets(context, resolved.spec, "upload", role)
         spec = await asyncio.to_thread(with_setup, resolved, workspace, spool)
     except BaseException:
         intake.abort()
@@ -102,6 +108,10 @@ async def _take_in(upload: Upload, context: Context) -> Job:
         priority=wanted.priority,
         source=_source(workspace, wanted.vcs),
     )
+
+
+def _check_secrets(context: Context, spec: Spec, source: str, role: Role) -> None:
+    check_secrets(spec, rules_of(context.settings), source=source, role=role.label)
 
 
 def _overrides(wanted: SpecRequest) -> dict[str, Any]:
