@@ -26,6 +26,11 @@ from ciworker.store.schema import microseconds
 from ciworker.store.session import Database
 from tests.store.lab import NOW, chunk, job_id, rows
 
+LOG_CHUNK_1 = (
+    "job_id, first, count, attempt, total_bytes, "
+    "out_lines, out_frames, err_lines, err_frames, runs, data"
+)
+
 
 def described(path: Path) -> dict[str, Any]:
     """All that a file's schema consists of, by table; names of automatic indexes left out."""
@@ -239,7 +244,7 @@ async def test_logs_of_every_earlier_version_are_there_and_can_be_packed(
             for part in (first, second):
                 total = len(first.data) + (part is second) * len(second.data)
                 connection.execute(
-                    "INSERT INTO log_chunk VALUES (?, ?, 3, 1, ?, ?, 0, 0, 0, ?, ?)",
+                    f"INSERT INTO log_chunk ({LOG_CHUNK_1}) VALUES (?,?,3,1,?,?,0,0,0,?,?)",
                     (job_id(number), part.first, total, part.last, pack_runs(part.runs), part.data),
                 )
         connection.execute(

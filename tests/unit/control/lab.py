@@ -116,7 +116,7 @@ class Lab:
             mark_token="token",
             tar_length=spool.length,
             waits=bool(spec["setup"]),
-            **fields,
+            **({"source": {"kind": "upload"}} | fields),
         )
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from urllib.parse import quote, quote_plus
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ciworker.domain.log import Cut, LineSplitter, Position
@@ -118,6 +118,7 @@ def test_nothing_is_masked_where_there_is_no_secret() -> None:
 # streams
 
 SECRETS = ("aabaab", "abaabaaab", "bbbbbbbb" * 40, "äbäbäb", "a\u20acb aa")
+ALL = mask(*SECRETS)
 letters = st.text(alphabet="ab\u00e4\u20ac \n", max_size=60)
 pieces = st.lists(st.one_of(letters, st.sampled_from(SECRETS)), max_size=12).map("".join)
 
@@ -137,6 +138,7 @@ def read_of(data: bytes, number: int, *, ended: bool) -> Read:
     return Read(Cut(data, data.count(b"\n") or 1, ended), number, Position(number), len(data))
 
 
+@settings(deadline=None)
 @given(pieces, st.lists(st.integers(0, 700), max_size=10), st.sets(st.sampled_from(SECRETS)))
 def test_cut_anywhere_a_stream_is_masked_as_the_whole_of_it(
     text: str, cuts: Sequence[int], values: set[str]
@@ -152,11 +154,12 @@ def test_cut_anywhere_a_stream_is_masked_as_the_whole_of_it(
     assert all(read.cut.lines == old.cut.lines for read, old in zip(after, before, strict=True))
 
 
+@settings(deadline=None)
 @given(pieces, st.lists(st.integers(0, 700), max_size=10), st.data())
 def test_resumed_anywhere_each_cut_is_masked_as_if_it_had_never_stopped(
     text: str, cuts: Sequence[int], draw: st.DataObject
 ) -> None:
-    data, masks = text.encode(), mask(*SECRETS)
+    data, masks = text.encode(), ALL
     before = list(reads(data, sorted({cut for cut in cuts if 0 < cut < len(data)})))
     stream = StreamMask(masks)
     after = [given for read in before for given in stream.feed(read)] + list(stream.finish())
@@ -170,13 +173,12 @@ def test_resumed_anywhere_each_cut_is_masked_as_if_it_had_never_stopped(
     assert again + list(resumed.finish()) == after[stored:]
 
 
-@given(pieces, st.lists(st.integers(0, 700), max_size=10))
-def test_what_is_shown_of_an_unfinished_line_never_shows_more_than_the_line(
-    text: str, cuts: Sequence[int]
-) -> None:
+@settings(max_examples=40, deadline=None)
+@given(pieces)
+def test_what_is_shown_of_an_unfinished_line_never_shows_more_than_the_line(text: str) -> None:
     """Byte by byte: each text that was shown is the beginning of what the line becomes."""
     line = text.replace("\n", "").encode()
-    masks = mask(*SECRETS)
+    masks = ALL
     final = masks.masked(line).decode(errors="replace")
 
     for end in range(len(line)):
@@ -209,12 +211,12 @@ def test_a_flood_of_matches_takes_time_in_proportion() -> None:
         "mask = Mask([Secret('a' * n) for n in range(6, 26)])\n"
         "def least(size):\n"
         "    data, best = b'a' * size, 9e9\n"
-        "    for _ in range(5):\n"
+        "    for _ in range(3):\n"
         "        began = time.process_time()\n"
         "        assert mask.masked(data) == b'***'\n"
         "        best = min(best, time.process_time() - began)\n"
         "    return best\n"
-        "print(least(64000) / least(8000))\n"
+        "print(least(16000) / least(2000))\n"
     )
 
     ratio = float(subprocess.check_output([sys.executable, "-c", program]))
