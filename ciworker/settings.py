@@ -145,6 +145,16 @@ class SecretName(BaseModel):
     sources: tuple[Literal["upload", "git"], ...] = ("upload", "git")
     roles: tuple[Literal["submit", "admin"], ...] = ("submit", "admin")
     setup: bool = False
+    mount: bool = False
+
+    @model_validator(mode="after")
+    def _is_one(self) -> Self:
+        is_agent = self.name == "SSH_AUTH_SOCK"
+        if self.mount and not is_agent:
+            raise ValueError("mount is for SSH_AUTH_SOCK alone: leave it out")
+        if self.setup and is_agent:
+            raise ValueError("a setup cannot have SSH_AUTH_SOCK: leave setup out")
+        return self
 
 
 SECRET_NAMES = tuple(

@@ -24,6 +24,7 @@ from ciworker.domain.decide import Action, Bucket, Verb, admit, decide
 from ciworker.domain.job import Job, Reason, Status
 from ciworker.domain.job import Kind as JobKind
 from ciworker.domain.pool import PREFIX
+from ciworker.domain.secrets import AGENT
 from ciworker.engine.port import Event
 from ciworker.errors import CiworkerError
 from ciworker.store.jobs import Expect
@@ -395,8 +396,12 @@ class Controller:
         return True
 
     async def _image_to_park(self, head: Job) -> str | None:
-        """The id of the image that a parked container has to have for this job."""
-        fits = head.kind is JobKind.JOB and self._pool.could_fit(network=head.spec.network)
+        """The id of the image that a parked container has to have for this job.
+
+        None has the socket of an agent: what is mounted is fixed when it is created.
+        """
+        parkable = head.kind is JobKind.JOB and AGENT not in head.spec.secrets
+        fits = parkable and self._pool.could_fit(network=head.spec.network)
         return await self._steps.needs.image_id(head) if fits else None
 
     async def _free(self, kind: JobKind) -> tuple[int, int]:

@@ -6,16 +6,19 @@ still has what the job was given: if not, it could not mask what the job prints,
 """
 
 import asyncio
+import os
+import stat
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ciworker.domain.job import Job, Kind
 from ciworker.domain.masking import Mask
-from ciworker.domain.secrets import Secret, fingerprint
+from ciworker.domain.secrets import AGENT, Secret, fingerprint
 from ciworker.errors import StoreUnavailable
 from ciworker.settings import Settings
 from ciworker.source.secrets import Secrets, fingerprint_key, rules_of
+from ciworker.source.shim import AGENT_SOCKET
 from ciworker.telemetry import logger
 
 MOST_MASKS = 64  # kept: most jobs are given what one before them was
@@ -63,13 +66,28 @@ class Credentials:
         if not job.spec.secrets:
             return NOTHING
         values, left_out = dict[str, Secret](), []
-        for name in job.spec.secrets:
+        for name in filter(AGENT.__ne__, job.spec.secrets):
             value = self._secrets.value(name) if self._may_have(job, name) else None
             if value is not None:
                 values[name] = value
             else:
                 left_out.append(self._why_left_out(job, name))
-        return Grant(values, await self._fingerprints(values), await self._mask(values), left_out)
+        fingerprints, mask = await self._fingerprints(values), await self._mask(values)
+        if self.agent(job) is not None:
+            values[AGENT] = Secret(AGENT_SOCKET)
+        elif AGENT in job.spec.secrets:
+            left_out.append(f"{AGENT} names no socket here that this job may have")
+        return Grant(values, fingerprints, mask, left_out)
+
+    def agent(self, job: Job) -> str | None:
+        """The socket on the worker's machine to mount into the job's container, if there is one.
+
+        Its path stands in the container's configuration: it tells nothing to who cannot open it.
+        """
+        rule = self._rules.get(AGENT)
+        wanted = AGENT in job.spec.secrets and rule is not None and rule.mount
+        found = self._secrets.value(AGENT) if wanted and self._may_have(job, AGENT) else None
+        return found.reveal() if found is not None and _is_socket(found.reveal()) else None
 
     async def granted(self, job: Job) -> Grant:
         """What a container was given in an earlier life of the worker, as far as it is known.
@@ -79,7 +97,8 @@ class Credentials:
         """
         if not job.spec.secrets:
             return NOTHING
-        left_out = [f"{name} had no value" for name in job.spec.secrets if name not in job.granted]
+        known = {AGENT, *job.granted}
+        left_out = [f"{name} had no value" for name in job.spec.secrets if name not in known]
         found = {name: self._secrets.value(name) for name in job.granted}
         values = {name: value for name, value in found.items() if value is not None}
         fingerprints = await self._fingerprints(values)
@@ -122,6 +141,13 @@ class Credentials:
         if len(self._masks) > MOST_MASKS:
             self._masks.popitem(last=False)
         return mask
+
+
+def _is_socket(path: str) -> bool:
+    try:
+        return stat.S_ISSOCK(os.stat(path).st_mode)  # noqa: PTH116 # of a text
+    except OSError:
+        return False
 
 
 def _withheld(names: str) -> str:

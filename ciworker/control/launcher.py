@@ -25,6 +25,7 @@ from ciworker.errors import EngineUnavailable
 from ciworker.settings import Parking, Settings
 from ciworker.source.archive import SpoolCorrupt
 from ciworker.source.shim import (
+    AGENT_SOCKET,
     CONTAINER_COMMAND,
     PROJECT_MEMBER,
     PROJECT_SCRIPT,
@@ -55,9 +56,11 @@ def engine_log_size(settings: Settings) -> int:
     return ENGINE_LOG_FACTOR * settings.log_limit + ENGINE_LOG_EXTRA
 
 
-def container_spec(job: Job, settings: Settings, instance: str, image: Image) -> ContainerSpec:
-    """What is wanted of this attempt's container."""
-    return ContainerSpec(
+def container_spec(
+    job: Job, settings: Settings, instance: str, image: Image, agent: str | None = None
+) -> ContainerSpec:
+    """What is wanted of this attempt's container; agent: a socket on the worker's machine."""
+    spec = ContainerSpec(
         name=job.container_name,
         labels={
             LABEL_INSTANCE: instance,
@@ -71,6 +74,9 @@ def container_spec(job: Job, settings: Settings, instance: str, image: Image) ->
         installs=job.kind is Kind.SETUP,
         **_common(settings, image),
     )
+    if agent is None:
+        return spec
+    return replace(spec, mounts=(*spec.mounts, f"{agent}:{AGENT_SOCKET}:ro"))
 
 
 def member_spec(

@@ -109,7 +109,8 @@ class Steps:
             image = await self._image(job)
             if image is None:
                 return await self._wait_for_image(look)
-            spec = container_spec(job, self._settings, self._instance, image)
+            agent = self._credentials.agent(job)
+            spec = container_spec(job, self._settings, self._instance, image, agent)
             look.life.untouched = False
             container_id = await self._engine.create(spec)
         except NameTaken:

@@ -12,6 +12,9 @@ from dataclasses import dataclass
 from ciworker.domain.job import Spec
 from ciworker.errors import Invalid
 
+AGENT = "SSH_AUTH_SOCK"
+"""The one name whose value is no secret: the path of a socket, of use to whoever may open it."""
+
 LEAST = 6  # characters: masking a shorter one would blacken half of every log
 MOST = 16 * 2**10  # bytes: Linux takes 128 KiB as one variable, and masking looks for all its forms
 
@@ -39,13 +42,14 @@ class Rule:
     """Who may have a secret.
 
     sources: of a job, `upload` or `git`. roles: of the token that submits it. setup: a setup step
-    may have it too.
+    may have it too. mount: a job may have the agent's socket, not the worker's fetches alone.
     """
 
     name: str
     sources: frozenset[str]
     roles: frozenset[str]
     setup: bool = False
+    mount: bool = False
 
 
 def refusal(value: str) -> str | None:
@@ -101,6 +105,11 @@ def _check(name: str, rules: Mapping[str, Rule], source: str, role: str) -> Rule
         raise Invalid(
             f"the secret {name} is not for jobs of a token with the role {role}: it is for those "
             f"of {allowed} tokens (secret_names)"
+        )
+    if name == AGENT and not rule.mount:
+        raise Invalid(
+            f"{AGENT} is for the worker's own fetches: leave it out of secrets, or ask the "
+            "operator for `mount = true` in secret_names"
         )
     return rule
 

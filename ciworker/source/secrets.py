@@ -128,6 +128,7 @@ def rules_of(settings: Settings) -> Mapping[str, Rule]:
             frozenset(entry.sources),
             frozenset({*entry.roles, "admin"} if entry.roles else ()),
             setup=entry.setup,
+            mount=entry.mount,
         )
         for entry in settings.secret_names
     }

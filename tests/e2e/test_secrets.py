@@ -6,7 +6,8 @@ import json
 import os
 import signal
 import sqlite3
-from collections.abc import Iterator, Mapping, Sequence
+import tempfile
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, quote_plus
@@ -318,3 +319,53 @@ async def test_doctor_tells_of_the_file_and_of_names_without_a_value(secretive: 
     access = await seen()
     assert not access["ok"]
     assert str(access["mend"]).startswith(f"chmod 600 {path}")
+
+
+ASK = """
+import os, socket
+with socket.socket(socket.AF_UNIX) as agent:
+    agent.connect(os.environ["SSH_AUTH_SOCK"])
+    print(os.environ["SSH_AUTH_SOCK"], agent.recv(100).decode())
+"""
+
+
+@pytest.fixture
+async def agent(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[str]:
+    """A socket that says hello to everyone who may open it."""
+
+    async def greet(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"hello")
+        writer.close()
+
+    with tempfile.TemporaryDirectory(prefix="ciw-") as folder:
+        path = f"{folder}/agent"
+        async with await asyncio.start_unix_server(greet, path):
+            Path(path).chmod(0o666)
+            monkeypatch.setenv("SSH_AUTH_SOCK", path)
+            yield path
+
+
+async def test_an_agents_socket_is_in_a_job_only_where_the_operator_allows_it(
+    new_worker: WorkerFactory, agent: str, image: str
+) -> None:
+    member = {"name": "tea", "size": 1, "memory": "128m"}
+    worker = new_worker(pool=json.dumps([member]), job_memory="128m")
+    await worker.start()
+    files = {"ask.py": ASK}
+    status, problem = await worker.post(tree(files), {"secrets": ["SSH_AUTH_SOCK"]})
+    assert (status, "SSH_AUTH_SOCK is for the worker's own" in problem["detail"]) == (422, True)
+    without = await worker.run('test -z "$SSH_AUTH_SOCK"; ls /run/ciworker', files)
+    assert without["exit_code"] != 0
+
+    await worker.stop()
+    worker.set(secret_names=json.dumps([{"name": "SSH_AUTH_SOCK", "mount": True}]))
+    await worker.start()
+    job = await worker.run("python3 ask.py", files, secrets=["SSH_AUTH_SOCK"])
+    assert await worker.text(job["id"]) == b"/run/ciworker/ssh-agent hello\n"
+
+    Path(agent).unlink()
+    job = await worker.run('echo "<$SSH_AUTH_SOCK>"', files, secrets=["SSH_AUTH_SOCK"])
+    assert await worker.text(job["id"]) == (
+        b"ciworker: SSH_AUTH_SOCK names no socket here that this job may have: it is left out of "
+        b"the job's environment\n<>\n"
+    )

@@ -500,6 +500,11 @@ def test_a_secret_is_a_name_or_a_table(loaded: Loaded) -> None:
     ("names", "said"),
     [
         ('["A B"]', "setting secret_names.0.name: String should match pattern"),
+        ('[{"name": "A", "mount": true}]', "setting secret_names.0: mount is for SSH_AUTH_SOCK"),
+        (
+            '[{"name": "SSH_AUTH_SOCK", "setup": true}]',
+            "setting secret_names.0: a setup cannot have SSH_AUTH_SOCK",
+        ),
         ('["A", "A"]', "setting secret_names: A is there twice: remove one"),
         ('[{"name": "A", "sorces": []}]', "secret_names.0.sorces: did you mean sources?"),
         ('[{"name": "A", "roles": ["read"]}]', "setting secret_names.0.roles.0: Input should be"),

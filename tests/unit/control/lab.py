@@ -105,7 +105,7 @@ class Lab:
         spec: dict[str, Any] = {
             "image": "fake", "run": run, "timeout": 900.0, "memory": 2**28, "cpus": 1.0,
             "network": False, "project": "tea", "setup": (), "setup_inputs": {},
-            "cache": Cache.USE, "secrets": (), "setup_secrets": (),
+            "cache": Cache.USE, "secrets": (), "setup_secrets": (), "env": {},
         }  # fmt: skip
         spec |= {name: fields.pop(name) for name in list(fields) if name in spec}
         return Job(

@@ -5,7 +5,7 @@ import base64
 import sqlite3
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import pytest
 from hypothesis import given, settings
@@ -262,28 +262,41 @@ async def test_what_is_unfinished_is_shown_masked(lab: Lab) -> None:
             while not (found := topic.unfinished(topic.last)):
                 await topic.changed.wait(topic.changed.version, 20)
         assert [text.text for text in found.values()] == ["Token ***? "]
+        del topic
         await life.cancel(job)
         await life.ended(job)
 
 
 STEPS = """
 echo "one $GITHUB_TOKEN"; printf "two %s" "$GITHUB_TOKEN"
-until [ -e {flag} ]; do sleep 0.02; done
+until [ -e /flags/go ]; do sleep 0.02; done
 echo " $GITHUB_TOKEN"; echo "three $GITHUB_TOKEN"
 """
 
 
-async def began(life: Life, flag: Path, **fields: Any) -> str:
-    job = await life.submit(STEPS.format(flag=flag), secrets=("GITHUB_TOKEN",), **fields)
+@pytest.fixture
+def flag(tmp_path: Path) -> Path:
+    """What a job of `flagged` waits for."""
+    (tmp_path / "flags").mkdir()
+    return tmp_path / "flags" / "go"
+
+
+@pytest.fixture
+def flagged(new_lab: NewLab, flag: Path) -> Lab:
+    return new_lab(job_mounts=(f"{flag.parent}:/flags:ro",))
+
+
+async def began(life: Life) -> str:
+    job = await life.submit(STEPS, secrets=("GITHUB_TOKEN",))
     await life.printed(job, b"one ***\n")
     return job
 
 
-async def test_an_adopted_job_is_masked_as_before(lab: Lab, tmp_path: Path) -> None:
-    flag = tmp_path / "flag"
+async def test_an_adopted_job_is_masked_as_before(flagged: Lab, flag: Path) -> None:
+    lab = flagged
     lab.environ["GITHUB_TOKEN"] = SECRET
     async with lab.life(clean=False) as life:
-        job = await began(life, flag)
+        job = await began(life)
     async with lab.life() as life:
         await life.resync.run()
         flag.touch()
@@ -296,12 +309,12 @@ async def test_an_adopted_job_is_masked_as_before(lab: Lab, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("now", ["another-value", ""])
 async def test_a_value_that_changed_while_the_worker_was_away_withholds_the_rest(
-    lab: Lab, tmp_path: Path, now: str
+    flagged: Lab, flag: Path, now: str
 ) -> None:
-    flag = tmp_path / "flag"
+    lab = flagged
     lab.environ["GITHUB_TOKEN"] = SECRET
     async with lab.life(clean=False) as life:
-        job = await began(life, flag)
+        job = await began(life)
     lab.environ["GITHUB_TOKEN"] = now
     async with lab.life() as life:
         await life.resync.run()
@@ -316,11 +329,11 @@ async def test_a_value_that_changed_while_the_worker_was_away_withholds_the_rest
         assert wherever(lab, SECRET) == []
 
 
-async def test_a_value_that_is_back_in_time_shows_all(lab: Lab, tmp_path: Path) -> None:
-    flag = tmp_path / "flag"
+async def test_a_value_that_is_back_in_time_shows_all(flagged: Lab, flag: Path) -> None:
+    lab = flagged
     lab.environ["GITHUB_TOKEN"] = SECRET
     async with lab.life(clean=False) as life:
-        job = await began(life, flag)
+        job = await began(life)
     lab.environ["GITHUB_TOKEN"] = ""
     async with lab.life(clean=False) as life:
         await life.resync.run()
@@ -333,14 +346,15 @@ async def test_a_value_that_is_back_in_time_shows_all(lab: Lab, tmp_path: Path) 
 
 
 async def test_a_value_that_changes_meanwhile_is_the_next_jobs(
-    new_lab: NewLab, tmp_path: Path
+    new_lab: NewLab, tmp_path: Path, flag: Path
 ) -> None:
-    file, flag = tmp_path / "secrets.toml", tmp_path / "flag"
+    file = tmp_path / "secrets.toml"
     file.touch(0o600)
     file.write_text(f'GITHUB_TOKEN = "{SECRET}"')
-    lab = new_lab(secrets_file=file, max_jobs=2)
+    mounts = (f"{flag.parent}:/flags:ro",)
+    lab = new_lab(secrets_file=file, max_jobs=2, job_mounts=mounts)
     async with lab.life() as life:
-        before = await began(life, flag)
+        before = await began(life)
         file.write_text('GITHUB_TOKEN = "another-value"')
         after = await life.submit(
             f"echo $GITHUB_TOKEN {SECRET}; [ $GITHUB_TOKEN = another-value ]",

@@ -22,6 +22,7 @@ RULES = {
         Rule("GIT", frozenset({"git"}), ROLES),
         Rule("ADMIN", ALL, frozenset({"admin"})),
         Rule("SETUP", ALL, ROLES, setup=True),
+        Rule("SSH_AUTH_SOCK", ALL, ROLES),
         Rule("NOBODY", frozenset(), frozenset()),
     )
 }
@@ -85,6 +86,7 @@ def test_other_values_are_secrets(value: str) -> None:
         ("GIT", "upload", "admin", "not for jobs whose tree comes by upload: it is for git jobs"),
         ("ADMIN", "git", "submit", "not for jobs of a token with the role submit"),
         ("NOBODY", "git", "admin", "it is for no jobs"),
+        ("SSH_AUTH_SOCK", "git", "admin", "SSH_AUTH_SOCK is for the worker's own fetches: leave"),
     ],
 )
 def test_a_secret_that_is_not_for_such_a_job_is_refused_in_words(
@@ -104,6 +106,8 @@ def test_a_setup_may_have_only_what_is_declared_for_it() -> None:
 def test_what_is_allowed_is_not_refused() -> None:
     wanted = spec(secrets=("ANY", "GIT", "SETUP"), setup_secrets=("SETUP",))
     check_secrets(wanted, RULES, source="git", role="submit")
+    mounted = {"SSH_AUTH_SOCK": Rule("SSH_AUTH_SOCK", ALL, ROLES, mount=True)}
+    check_secrets(spec(secrets=("SSH_AUTH_SOCK",)), mounted, source="upload", role="submit")
     check_secrets(spec(secrets=("ADMIN",)), RULES, source="upload", role="admin")
 
 
