@@ -119,6 +119,10 @@ def submit(
     cpus: Annotated[float | None, typer.Option(help="For example 2 or 0.5.")] = None,
     network: Network = None,
     env: Annotated[list[str] | None, typer.Option(metavar="K=V", help="Repeatable.")] = None,
+    secret: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="One that the worker may pass on. Repeatable."),
+    ] = None,
     priority: Annotated[int | None, typer.Option(help="Higher runs earlier.")] = None,
     project: Annotated[str | None, typer.Option(help="The job's project.")] = None,
     rebuild: Rebuild = False,
@@ -147,6 +151,7 @@ def submit(
             cpus=options.cpus(cpus),
             network=network,
             env=options.environment(env or []),
+            secrets=secret or None,
             priority=priority,
             project=project,
             cache=options.cache(rebuild=rebuild, no_cache=no_cache),

@@ -30,6 +30,7 @@ class Overrides:
     project: str | None = None
     cache: str | None = None
     git: dict[str, str] | None = None
+    secrets: list[str] | None = None
     command: list[str] | None = None
 
     def as_spec(self) -> dict[str, object]:

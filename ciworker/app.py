@@ -20,6 +20,7 @@ from ulid import ULID, ULIDGenerator
 from ciworker.cli.api import base_url
 from ciworker.control.clock import SystemClock
 from ciworker.control.controller import WORKERS, Controller
+from ciworker.control.credentials import Credentials
 from ciworker.control.deliveries import Deliverer
 from ciworker.control.drain import Drain
 from ciworker.control.environments import EnvironmentController
@@ -42,6 +43,7 @@ from ciworker.engine.sandbox import write_hosts
 from ciworker.feed.feed import Feed, Signal
 from ciworker.metrics import EngineMetrics, Metrics
 from ciworker.settings import Settings
+from ciworker.source.secrets import Secrets
 from ciworker.store.counts import Counter
 from ciworker.store.environments import Environments
 from ciworker.store.jobs import Jobs
@@ -82,17 +84,19 @@ def serve(settings: Settings) -> None:
     Raises:
         StoreRefused, StoreUnavailable: the store cannot be used.
         Invalid: a setting cannot be.
+        SecretsRefused: the file of secrets cannot be used.
         OSError: the port is taken, or the data folder cannot be written.
     """
     configure(settings.log_format)
     check_rules(settings)
     _raise_file_limit()
     os.umask(0o077)  # what jobs print and are given is nobody else's on this machine
+    secrets = Secrets(settings.secrets_file)
     _make_data_folder(settings)
     listener = _listen(settings)
     holder = f"the worker on http://{settings.host}:{listener.getsockname()[1]}"
     with StoreLock(settings.data_dir, holder), contextlib.closing(listener):
-        uvloop.run(Worker(settings, listener).run())
+        uvloop.run(Worker(settings, listener, secrets).run())
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,9 +218,10 @@ async def _end(parts: Parts, pool: PoolController, services: Sequence[asyncio.Ta
 class Worker:
     """One running worker."""
 
-    def __init__(self, settings: Settings, listener: socket.socket) -> None:
+    def __init__(self, settings: Settings, listener: socket.socket, secrets: Secrets) -> None:
         self._settings = settings
         self._listener = listener
+        self._secrets = secrets
         self._stop = asyncio.Event()
         self._metrics = Metrics()
 
@@ -235,7 +240,7 @@ class Worker:
             await database.close()
 
     async def _run(self, database: Database, engine: DockerEngine, instance: str) -> None:
-        secret = os.environ.get
+        secret = self._secrets.text
         webhooks, statuses = Webhooks(self._settings, secret), Statuses(self._settings, secret)
         store = _store(database, lambda job, at: [*webhooks.tell(job, at), *statuses.tell(job, at)])
         first = await _first_token(self._settings, store.tokens)
@@ -257,6 +262,8 @@ class Worker:
                 queue=WorkQueue(),
                 supervisor=Supervisor(tasks),
                 new_id=new_id,
+                credentials=Credentials(self._settings, self._secrets),
+                secret=secret,
                 metrics=self._metrics.control,
             )
             pool = PoolController(parts, store.intent, down=await store.intent.is_down())

@@ -58,6 +58,10 @@ class SourceFailed(Final):
     """What a job is to run on could not be fetched."""
 
 
+class SecretsRefused(Final):
+    """The file of secrets cannot be used as it is; the message names no value."""
+
+
 class Invalid(Final):
     """What a caller asked for is not acceptable; the message names the mend."""
 

@@ -135,6 +135,13 @@ def _tables(value: object, info: ValidationInfo) -> object:
     return value
 
 
+def _names(value: object) -> object:
+    """A list of names, and of tables with a name."""
+    if not isinstance(value, list | tuple):
+        raise ValueError('has to be a list, such as ["TOKEN", { name = "KEY", setup = true }]')
+    return [{"name": entry} if isinstance(entry, str) else entry for entry in value]
+
+
 def _origin(value: str | None) -> str | None:
     """A web address without path, as browsers write an origin; an empty one is none."""
     if not value:
@@ -255,7 +262,8 @@ class HookRule(BaseModel):
     """What pushes and pull requests of a repository make.
 
     repository: its URL, as it is fetched. secret: name of the secret that the forge signs with, or
-    sends. forks: whether commits of other people's repositories count too.
+    sends. secrets: what jobs may name in their job file, if secret_names have it. forks: whether
+    commits of other people's repositories count too; they have no secrets.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -267,7 +275,35 @@ class HookRule(BaseModel):
         ("push", "pull_request"), min_length=1
     )
     project: str | None = None
+    secrets: tuple[Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")], ...] = ()
     forks: bool = False
+
+
+class SecretName(BaseModel):
+    """A secret that jobs may have: of trees that come so, submitted with such tokens."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", max_length=200)
+    sources: tuple[Literal["upload", "git"], ...] = ("upload", "git")
+    roles: tuple[Literal["submit", "admin"], ...] = ("submit", "admin")
+    setup: bool = False
+    mount: bool = False
+
+    @model_validator(mode="after")
+    def _is_one(self) -> Self:
+        is_agent = self.name == "SSH_AUTH_SOCK"
+        if self.mount and not is_agent:
+            raise ValueError("mount is for SSH_AUTH_SOCK alone: leave it out")
+        if self.setup and is_agent:
+            raise ValueError("a setup cannot have SSH_AUTH_SOCK: leave setup out")
+        return self
+
+
+SECRET_NAMES = tuple(
+    SecretName(name=name)
+    for name in ("GITHUB_TOKEN", "ANTHROPIC_API_KEY", "OPENAI_API_KEY", "SSH_AUTH_SOCK")
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -349,6 +385,8 @@ class Settings(BaseSettings):
     pool: Annotated[tuple[PoolEntry, ...], BeforeValidator(_tables)] = ()
     webhooks: Annotated[tuple[WebhookEntry, ...], BeforeValidator(_tables)] = ()
     hooks: Annotated[tuple[HookRule, ...], BeforeValidator(_tables)] = ()
+    secrets_file: Path | None = None
+    secret_names: Annotated[tuple[SecretName, ...], BeforeValidator(_names)] = SECRET_NAMES
     log_format: Literal["auto", "console", "json"] = "auto"
     instance: str | None = None
 
@@ -396,6 +434,13 @@ class Settings(BaseSettings):
                 )
         return self
 
+    @model_validator(mode="after")
+    def _secrets_differ(self) -> Self:
+        names = [entry.name for entry in self.secret_names]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise ValueError(f"setting secret_names: {twice} is there twice: remove one")
+        return self
+
     @property
     def parkings(self) -> Sequence[Parking]:
         """The entries of `pool`."""
@@ -432,6 +477,11 @@ class Settings(BaseSettings):
     def fetches(self) -> Path:
         """The folder of what git fetches right now; whatever lies there at a start is left over."""
         return self.data_dir / "fetches"
+
+    @property
+    def secrets_key(self) -> Path:
+        """The file with which the worker knows a secret again, without having stored it."""
+        return self.data_dir / "secrets.key"
 
     @property
     def admin_token(self) -> Path:
@@ -508,6 +558,7 @@ def _not_json(message: str) -> str:
         "hooks": '[{"forge": "github", "repository": "https://…", "secret": "NAME"}]',
         "git_hosts": '{"github.com": {"token": "GITHUB_TOKEN"}}',
         "webhooks": '[{"url": "https://example.org/hook", "secret": "NAME"}]',
+        "secret_names": '["TOKEN", {"name": "KEY", "setup": true}]',
     }
     form = forms.get(field[1], '["a", "b"]')
     return f"setting {field[1]}: has to be JSON in the environment, such as {form}"
@@ -518,6 +569,7 @@ _ENTRIES: Mapping[str, type[BaseModel]] = {
     "webhooks": WebhookEntry,
     "hooks": HookRule,
     "git_hosts": GitHost,
+    "secret_names": SecretName,
 }
 
 

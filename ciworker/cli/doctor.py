@@ -12,6 +12,7 @@ from ciworker.cli import webhooks
 from ciworker.cli.api import Refused, Unreachable, call
 from ciworker.cli.finding import Finding
 from ciworker.cli.reach import reach
+from ciworker.cli.secrets import look_at_secrets
 from ciworker.engine.docker import DockerEngine
 from ciworker.engine.port import EngineInfo
 from ciworker.errors import CiworkerError, EngineRefused, StoreRefused, Unknown
@@ -35,6 +36,7 @@ async def examine(settings: Settings) -> list[Finding]:
     worker = _worker(settings)
     return [
         _permissions(settings),
+        look_at_secrets(settings),
         _store(settings),
         _git(settings),
         *[finding async for finding in _engine(settings)],
@@ -53,7 +55,8 @@ def _permissions(settings: Settings) -> Finding:
             return Finding(check, True, f"{folder} will be made at the first start")
         return Finding(check, False, f"{folder} cannot be made", f"mkdir -p {folder}")
     beside = [settings.database.with_name(f"{settings.database.name}-{x}") for x in ("wal", "shm")]
-    for path in (folder, settings.spool, settings.database, *beside, settings.admin_token):
+    ours = (settings.admin_token, settings.secrets_key)
+    for path in (folder, settings.spool, settings.database, *beside, *ours):
         if path.exists() and (finding := _access(check, path)):
             return finding
     return Finding(check, True, f"{folder} is writable")

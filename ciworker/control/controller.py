@@ -11,6 +11,7 @@ from datetime import datetime
 
 import structlog
 
+from ciworker.control.credentials import NOTHING, Grant
 from ciworker.control.environments import EnvironmentController
 from ciworker.control.keys import DISPATCH, Key, Kind, environment_key, job_key
 from ciworker.control.life import Life, Patience, arm, facts_of, next_look
@@ -24,6 +25,7 @@ from ciworker.domain.decide import Action, Bucket, Verb, admit, decide
 from ciworker.domain.job import Job, Reason, Status
 from ciworker.domain.job import Kind as JobKind
 from ciworker.domain.pool import PREFIX
+from ciworker.domain.secrets import AGENT
 from ciworker.engine.port import Event
 from ciworker.errors import CiworkerError
 from ciworker.store.jobs import Expect
@@ -67,6 +69,7 @@ class Controller:
         self._settings, self._clock = settings, parts.clock
         self._engine, self._jobs, self._queue = parts.engine, parts.jobs, parts.queue
         self._metrics, self._tallies = parts.metrics, parts.tallies
+        self._credentials = parts.credentials
         self._steps = Steps(parts, forget=self._forget)
         self._patience = Patience(
             settings.transfer_timeout,
@@ -378,6 +381,7 @@ class Controller:
                 self._image_to_park(head), self._free(kind)
             )
             container = await self._engine.inspect(head.container_name) if head.attempt else None
+            grant = await self._credentials.grant(head) if image else NOTHING
             member = self._pool.find(image, head.spec) if image else None
             given_back = member.entry.memory if member else 0
             if not admit(head.spec.memory, slots, memory + given_back):
@@ -390,13 +394,18 @@ class Controller:
             if action.verb is not Verb.LAUNCH:
                 self._queue.add(job_key(head.id))
                 return False
-            if await self._admit(head, await self._pool.take(member, head) if member else None):
+            parked = await self._pool.take(member, head) if member else None
+            if await self._admit(head, parked, grant if parked else NOTHING):
                 outcomes.append(Look(head, Life(head.attempt), None, action).outcome())
         return True
 
     async def _image_to_park(self, head: Job) -> str | None:
-        """The id of the image that a parked container has to have for this job."""
-        fits = head.kind is JobKind.JOB and self._pool.could_fit(network=head.spec.network)
+        """The id of the image that a parked container has to have for this job.
+
+        None has the socket of an agent: what is mounted is fixed when it is created.
+        """
+        parkable = head.kind is JobKind.JOB and AGENT not in head.spec.secrets
+        fits = parkable and self._pool.could_fit(network=head.spec.network)
         return await self._steps.needs.image_id(head) if fits else None
 
     async def _free(self, kind: JobKind) -> tuple[int, int]:
@@ -425,11 +434,12 @@ class Controller:
         if head.environment is not None:
             self._queue.add(environment_key(head.environment))
 
-    async def _admit(self, head: Job, parked: Parked | None) -> bool:
+    async def _admit(self, head: Job, parked: Parked | None, grant: Grant) -> bool:
         # Before the commit: from then on another worker may look at the job.
         life = Life(head.attempt + 1, untouched=parked is None, taking=parked is not None)
         self._lives[head.id], now = life, self._clock.now()
-        commit = self._commit_starting(head, now, parked)
+        commit = self._commit_starting(head, now, parked, grant)
+        life.grant = grant if parked else None
         if parked is None:
             moved = await commit
             self._queue.add(job_key(head.id))
@@ -444,7 +454,9 @@ class Controller:
             self._forget(head.id)
         return moved is not None
 
-    async def _commit_starting(self, head: Job, now: datetime, parked: Parked | None) -> Job | None:
+    async def _commit_starting(
+        self, head: Job, now: datetime, parked: Parked | None, grant: Grant
+    ) -> Job | None:
         return await self._jobs.move(
             head.id,
             Expect(Status.QUEUED, head.attempt),
@@ -455,6 +467,7 @@ class Controller:
             not_before=None,
             sent_at=now if parked else None,
             container_id=parked.container if parked else None,
+            granted=dict(grant.fingerprints),
             kills=[],
             oom=False,
             engine_restarted_at=None,

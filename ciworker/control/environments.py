@@ -272,6 +272,7 @@ class EnvironmentController:
             network=True,
             project=environment.project,
             env=SETUP_ENV,
+            secrets=donor.spec.setup_secrets,
         )
         return Job(
             id=environment.build,

@@ -19,11 +19,13 @@ from ciworker.domain.container import (
 )
 from ciworker.domain.job import Git, Job, Kind
 from ciworker.domain.mark import start_mark
+from ciworker.domain.secrets import Secret
 from ciworker.engine.port import Attachment, ContainerSpec, Image
 from ciworker.errors import EngineUnavailable
 from ciworker.settings import Parking, Settings
 from ciworker.source.archive import SpoolCorrupt
 from ciworker.source.shim import (
+    AGENT_SOCKET,
     CONTAINER_COMMAND,
     PROJECT_MEMBER,
     PROJECT_SCRIPT,
@@ -54,9 +56,11 @@ def engine_log_size(settings: Settings) -> int:
     return ENGINE_LOG_FACTOR * settings.log_limit + ENGINE_LOG_EXTRA
 
 
-def container_spec(job: Job, settings: Settings, instance: str, image: Image) -> ContainerSpec:
-    """What is wanted of this attempt's container."""
-    return ContainerSpec(
+def container_spec(
+    job: Job, settings: Settings, instance: str, image: Image, agent: str | None = None
+) -> ContainerSpec:
+    """What is wanted of this attempt's container; agent: a socket on the worker's machine."""
+    spec = ContainerSpec(
         name=job.container_name,
         labels={
             LABEL_INSTANCE: instance,
@@ -70,6 +74,9 @@ def container_spec(job: Job, settings: Settings, instance: str, image: Image) ->
         installs=job.kind is Kind.SETUP,
         **_common(settings, image),
     )
+    if agent is None:
+        return spec
+    return replace(spec, mounts=(*spec.mounts, f"{agent}:{AGENT_SOCKET}:ro"))
 
 
 def member_spec(
@@ -117,13 +124,21 @@ class Sender:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
 
-    async def send(self, job: Job, attachment: Attachment, spool: Path) -> None:
+    async def send(
+        self, job: Job, attachment: Attachment, spool: Path, secrets: Mapping[str, Secret]
+    ) -> None:
         """Send everything; that it is sent has been committed.
+
+        Args:
+            job: whose attempt the container is.
+            attachment: to it.
+            spool: the stored workspace.
+            secrets: for the job's environment, by name.
 
         Raises:
             SpoolCorrupt: the stored workspace is missing or damaged.
         """
-        last = self._last_members(job)
+        last = self._last_members(job, secrets)
         try:
             await attachment.write(b"%d\n" % (job.tar_length + len(last)))
             for piece in _counted(spool, job.tar_length):
@@ -133,11 +148,12 @@ class Sender:
             logger().info("sending broke off", error=str(error))
             await attachment.close()  # the shim's input ends: it gives up, and so do we at once
 
-    def _last_members(self, job: Job) -> bytes:
+    def _last_members(self, job: Job, secrets: Mapping[str, Secret]) -> bytes:
         vcs = job.source.get("vcs")
+        values = {name: secret.reveal() for name, secret in secrets.items()}
         script = run_script(
             job.spec.run,
-            {**_git_variables(job.spec.git), **job.spec.env, **self._settings.job_env},
+            {**_git_variables(job.spec.git), **job.spec.env, **self._settings.job_env, **values},
             start_mark(job.mark_token, job.id, job.attempt),
             job.spec.backend,
             vcs if isinstance(vcs, Mapping) else None,

@@ -7,6 +7,7 @@ import asyncio
 from dataclasses import dataclass, field
 from datetime import datetime
 
+from ciworker.control.credentials import Grant
 from ciworker.control.fetchlog import FetchLog
 from ciworker.control.logpump import LogPump
 from ciworker.control.setuplog import SetupLog
@@ -19,15 +20,16 @@ from ciworker.domain.job import Job, Mark, Need, Reason, Status
 class Life:
     """One attempt of one job. Times are monotonic seconds.
 
-    untouched: this process admitted the attempt and has not yet tried to create its container.
-    unseen: the engine restarted before this process saw it. terminated: TERM was sent in this life
-    of the process. ours: we sent KILL. kills, oom: told by events, to be noted before the next
-    decision. heard: actions of this attempt's container that events told of. taking: a parked
-    container is being taken, and looks wait; missed: one did. unsent: whatever is committed,
-    nothing was sent to the container that was taken.
+    grant: the secrets that its container was given. untouched: this process admitted the attempt
+    and has not yet tried to create its container. unseen: the engine restarted before this process
+    saw it. terminated: TERM was sent in this life of the process. ours: we sent KILL. kills, oom:
+    told by events, to be noted before the next decision. heard: actions of this attempt's container
+    that events told of. taking: a parked container is being taken, and looks wait; missed: one did.
+    unsent: whatever is committed, nothing was sent to the container that was taken.
     """
 
     attempt: int
+    grant: Grant | None = None
     pump: LogPump | None = None
     pump_task: asyncio.Task[None] | None = None
     sender: asyncio.Task[None] | None = None

@@ -1,7 +1,8 @@
 """Makes stored lines of what is read of one container: **stored first, then shown**.
 
 What was read waits here until the log writer takes it. The start mark and what stands before it
-are kept out, and so is most of what a job prints past its limit.
+are kept out, and so is most of what a job prints past its limit. Secrets are masked here, before
+anything else sees a line; the cursor stays that of the engine's log.
 """
 
 import asyncio
@@ -11,6 +12,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from ciworker.control.credentials import NOTHING, Grant
 from ciworker.control.unfinished import UnfinishedLines
 from ciworker.domain.job import Job, Mark, Status
 from ciworker.domain.log import (
@@ -26,6 +28,7 @@ from ciworker.domain.log import (
     merge_runs,
 )
 from ciworker.domain.mark import start_mark
+from ciworker.domain.masking import Read, StreamMask
 from ciworker.feed.feed import Topic
 from ciworker.store.logs import Batch, LogEnd, LogWriter
 from ciworker.units import format_size
@@ -33,6 +36,7 @@ from ciworker.units import format_size
 BUFFER = 8 * 2**20
 CHUNK_BYTES = 128 * 2**10
 PREAMBLE_BYTES = 4 * 2**10
+_REPLACED = "\ufffd".encode()
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +85,8 @@ class LogKeeper:
     """One container's lines on their way into the log; a `Source` of the log writer.
 
     mark: whether the start mark was read. marked_at: when, monotonic. preamble: what stood before
-    it. over_limit: the job has printed more than is kept. ended: everything that there is was
-    read. complete: and it is stored.
+    it. over_limit: the job has printed more than is kept. incomplete: lines may be missing. ended:
+    everything that there is was read. complete: and it is stored. masks: there are secrets to mask.
     """
 
     def __init__(
@@ -94,6 +98,7 @@ class LogKeeper:
         end: LogEnd,
         limits: LogLimits,
         on_progress: Callable[[], None],
+        grant: Grant = NOTHING,
     ) -> None:
         """Take up where the stored log ends.
 
@@ -104,11 +109,13 @@ class LogKeeper:
             end: of the stored log.
             limits: of the log.
             on_progress: called when `mark`, `complete` or `over_limit` changed.
+            grant: the secrets that the container was given.
         """
         self.mark = Mark.SEEN if job.status is Status.RUNNING else Mark.UNKNOWN
         self.marked_at: float | None = None
         self.preamble = b""
         self.over_limit = False
+        self.incomplete = job.log_incomplete
         self.ended = False
         self.complete = False
 
@@ -127,6 +134,14 @@ class LogKeeper:
         }
         self._stored_cursor = cursor
         self._next_line = end.last + 1
+        self._grant, self.masks = grant, grant.mask is not None
+        self._plain = not (self.masks or grant.withheld)
+        self._withholds = False
+        self._left_out = grant.left_out if end.attempt != job.attempt else ()
+        self._masks = {
+            stream: StreamMask(grant.mask) for stream in self._splitters if grant.mask is not None
+        }
+        self._passed_bytes = 0
         self._total_bytes = end.total_bytes
         self._engine_lines = cursor.stdout.lines + cursor.stderr.lines
         self._kept_bytes = end.total_bytes - end.before_attempt
@@ -177,7 +192,7 @@ class LogKeeper:
         """Bytes as the job wrote them."""
         at, splitter = _now(), self._splitters[stream]
         self._take(stream, splitter.feed(data), at)
-        if splitter.unfinished:
+        if splitter.unfinished or (self.masks and self._masks[stream].holds):
             self._unfinished.read(stream, at)
 
     def feed_frame(self, frame: LogFrame) -> None:
@@ -185,8 +200,20 @@ class LogKeeper:
         splitter = self._splitters[frame.stream]
         self._take(frame.stream, splitter.feed_frame(frame.data), frame.at)
 
+    def pass_over(self, frame: LogFrame) -> None:
+        """An entry of the engine's log that is stored already, on the way to where it goes on.
+
+        What it tells is what stands before the next one in its line, and how much the job had
+        printed: less may be stored. U+FFFD stands for one byte each.
+        """
+        if self._masks[frame.stream].blind:
+            self._masks[frame.stream].pass_over(frame.data)
+            self._passed_bytes += len(frame.data) - 2 * frame.data.count(_REPLACED)
+            self._kept_bytes = max(self._kept_bytes, self._passed_bytes)
+
     def start_over(self) -> None:
         """Unfinished lines are read again, from another source."""
+        self._passed_bytes = 0
         for splitter in self._splitters.values():
             splitter.reset()
         self._unfinished.hide()
@@ -198,6 +225,8 @@ class LogKeeper:
         self._unfinished.stop()
         for stream, splitter in self._splitters.items():
             self._take(stream, splitter.finish(), _now())
+            for read in self._masks[stream].finish() if self.masks else ():
+                self._keep(stream, read)
         lines, size = self._tail.left_out
         if lines:
             self._say(
@@ -240,7 +269,14 @@ class LogKeeper:
     def shows(self, stream: Stream) -> bool:
         """Whether what this stream prints now is the job's, and will be its next line."""
         seen = self.mark is Mark.SEEN and not self._awaits_mark(stream)
-        return seen and not self.over_limit
+        return seen and not self.over_limit and not self._grant.withheld
+
+    def tail(self, stream: Stream, size: int) -> str:
+        """The last `size` bytes of what this stream has printed since its last newline, masked."""
+        splitter = self._splitters[stream]
+        if not self.masks:
+            return splitter.tail(size)
+        return self._masks[stream].tail(splitter.partial, size)
 
     # what the log writer calls
 
@@ -289,8 +325,21 @@ class LogKeeper:
             self._last_output = time.monotonic()
             text = self._after_mark(cut) if self._awaits_mark(stream) else cut
             if text.data:
-                run = Run(stream, at, text.lines, len(text.data), text.ended)
-                self._keep(_Item(run, text.data, splitter.position))
+                read = Read(text, at, splitter.position, len(text.data))
+                if self._plain:
+                    self._keep(stream, read)
+                else:
+                    self._keep_masked(stream, read)
+
+    def _keep_masked(self, stream: Stream, read: Read) -> None:
+        if self.masks:
+            for masked in self._masks[stream].feed(read):
+                self._keep(stream, masked)
+            return
+        if not self._withholds:
+            self._withholds = self.incomplete = True
+            self._say(f"ciworker: {self._grant.withheld}")
+        self._count(read.raw)
 
     def _awaits_mark(self, stream: Stream) -> bool:
         return self._expects_mark and stream is Stream.STDOUT
@@ -305,21 +354,33 @@ class LogKeeper:
         self._expects_mark = False
         if self.mark is not Mark.SEEN:
             self.mark, self.marked_at = Mark.SEEN, time.monotonic()
+            for told in self._left_out:
+                self._say(f"ciworker: {told}: it is left out of the job's environment")
             self._writer.ready(self)
             self._on_progress()
         return Cut(after, after.count(b"\n"), True)
 
     def _add_preamble(self, data: bytes) -> None:
-        self.preamble = (self.preamble + data)[:PREAMBLE_BYTES]
+        shown = data if self._grant.mask is None else self._grant.mask.masked(data)
+        self.preamble = (self.preamble + shown)[:PREAMBLE_BYTES]
 
-    def _keep(self, item: _Item) -> None:
+    def _keep(self, stream: Stream, read: Read) -> None:
+        data, lines, ended = read.cut
+        if not data:
+            return  # all of a piece belongs to a secret that began before it
+        item = _Item(Run(stream, read.at, lines, len(data), ended), data, read.position)
         if self.over_limit:
             self._tail.add(item)
             return
         self._push(item)
-        self._kept_bytes += len(item.data)
+        self._count(read.raw)
+
+    def _count(self, size: int) -> None:
+        """So many more bytes were printed: whatever is stored of them, the engine has them."""
+        self._kept_bytes += size
         engine_bytes = max(6 * self._kept_bytes, self._kept_bytes + 80 * self._engine_lines)
-        if self._kept_bytes > self._limits.kept or engine_bytes > self._limits.engine_bytes:
+        over = self._kept_bytes > self._limits.kept or engine_bytes > self._limits.engine_bytes
+        if over and not self.over_limit:
             self.over_limit = True
             self._unfinished.hide()  # what follows is no next line any more
             self._on_progress()

@@ -12,6 +12,7 @@ import asyncio
 import time
 from collections.abc import Callable
 
+from ciworker.control.credentials import NOTHING, Grant
 from ciworker.control.logkeeper import LogKeeper, LogLimits
 from ciworker.domain.container import Container
 from ciworker.domain.job import Job
@@ -32,7 +33,7 @@ STALL = 5.0  # seconds that a job which is quicker than the store may wait for i
 class LogPump(LogKeeper):
     """One container's way into the log.
 
-    attached: the attached stream is being read. incomplete: lines may be missing.
+    attached: the attached stream is being read.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class LogPump(LogKeeper):
         end: LogEnd,
         limits: LogLimits,
         on_progress: Callable[[], None],
+        grant: Grant = NOTHING,
     ) -> None:
         """Take up where the stored log ends; the arguments not named here are the keeper's.
 
@@ -55,10 +57,15 @@ class LogPump(LogKeeper):
             on_progress: is also called when only a look at the container tells how to go on.
         """
         super().__init__(
-            job, writer=writer, topic=topic, end=end, limits=limits, on_progress=on_progress
+            job,
+            writer=writer,
+            topic=topic,
+            end=end,
+            limits=limits,
+            on_progress=on_progress,
+            grant=grant,
         )
         self.attached = False
-        self.incomplete = job.log_incomplete
 
         self._container, self._engine = container, engine
         self._is_down = False
@@ -156,6 +163,8 @@ class LogPump(LogKeeper):
             for frame in frames:
                 if skipper.wants(frame):
                     self.feed_frame(frame)
+                elif self.masks:
+                    self.pass_over(frame)
             await self.room()
 
     def _lose(self) -> None:

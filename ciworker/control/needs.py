@@ -204,6 +204,7 @@ class Needs:
                 self._operator,
                 single,
                 version=SETUP_VERSION,
+                secrets=spec.setup_secrets,
             ),
             status=EnvironmentStatus.ABSENT,
             project=spec.project,

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from ciworker.control.clock import Clock
+from ciworker.control.credentials import Credentials
 from ciworker.control.keys import Key
 from ciworker.control.look import Outcome
 from ciworker.control.supervisor import Supervisor
@@ -40,6 +41,7 @@ class Parts:
     queue: Queue
     supervisor: Supervisor
     new_id: Callable[[], str]
+    credentials: Credentials
     secret: Secret = os.environ.get
     metrics: ControlMetrics = field(default_factory=lambda: Metrics().control)
     tallies: Tallies = field(init=False)

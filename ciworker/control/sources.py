@@ -17,6 +17,7 @@ from ciworker.control.parts import Parts
 from ciworker.domain.git import parse_remote
 from ciworker.domain.job import Git, Job, Spec
 from ciworker.domain.jobfile import resolve
+from ciworker.domain.secrets import check_secrets
 from ciworker.errors import Invalid, SourceFailed, StoreUnavailable
 from ciworker.source.access import access_to
 from ciworker.source.archive import ArchiveRefused, SpoolCorrupt, Workspace
@@ -24,6 +25,7 @@ from ciworker.source.bounds import bounds_of, tree_limits
 from ciworker.source.git import Pinned, repository
 from ciworker.source.inputs import with_setup
 from ciworker.source.intake import Intake
+from ciworker.source.secrets import rules_of
 from ciworker.telemetry import logger
 from ciworker.units import format_size
 
@@ -121,6 +123,9 @@ class Sources:
             job = await self._taken_in(job, git, intake, log)
             workspace = await intake.finish()
             wanted = resolve(workspace.contents, git.overrides, bounds_of(settings), name)
+            check_secrets(
+                wanted.spec, rules_of(settings), source="git", role=git.role, allowed=git.allowed
+            )
             spec = await asyncio.to_thread(with_setup, wanted, workspace, spool)
         except OSError as error:
             intake.abort()

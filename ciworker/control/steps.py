@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import replace
 from datetime import timedelta
 
+from ciworker.control.credentials import NOTHING, Grant
 from ciworker.control.keys import DISPATCH, environment_key, job_key
 from ciworker.control.launcher import Sender, container_spec, engine_log_size
 from ciworker.control.life import Life
@@ -64,7 +65,7 @@ class Steps:
         self._engine, self._jobs, self._logs = parts.engine, parts.jobs, parts.logs
         self._writer, self._feed, self._queue = parts.writer, parts.feed, parts.queue
         self._supervisor, self._forget = parts.supervisor, forget
-        self._tallies = parts.tallies
+        self._tallies, self._credentials = parts.tallies, parts.credentials
         self._sender = Sender(parts.settings)
         self._pulls = Pulls(parts.engine, parts.supervisor, parts.settings.pull)
         self.needs = Needs(parts, self._pulls)
@@ -113,7 +114,8 @@ class Steps:
             image = await self._image(job)
             if image is None:
                 return await self._wait_for_image(look)
-            spec = container_spec(job, self._settings, self._instance, image)
+            agent = self._credentials.agent(job)
+            spec = container_spec(job, self._settings, self._instance, image, agent)
             look.life.untouched = False
             container_id = await self._engine.create(spec)
         except NameTaken:
@@ -156,11 +158,12 @@ class Steps:
     async def _start_container(self, look: Look, container: str) -> bool:
         job, life = look.job, look.life
         await self._let_go(life)
+        life.grant = await self._credentials.grant(job)
         try:
-            pump = await self._new_pump(job, container)
+            pump = await self._new_pump(job, container, life.grant)
             attachment = await self._engine.attach(container)
             self._run_pump(job, life, pump, attachment)
-            await self._begin(job, container)
+            await self._begin(job, container, life.grant)
         except ContainerMissing as error:
             await self._let_go(life)
             raise EngineUnavailable(f"the container went away while it started: {error}") from error
@@ -188,7 +191,7 @@ class Steps:
 
         Args:
             job: with the attempt that begins; queued.
-            life: of that attempt; `taking`, so that no look comes between.
+            life: of that attempt; `taking`, so that no look comes between, with its grant.
             parked: taken from the pool.
             commit: makes the job `starting`, and stores the container's id and `sent_at`. The job
                 that came of it is returned.
@@ -225,7 +228,7 @@ class Steps:
         return committed
 
     def _run_taken(self, job: Job, life: Life, parked: Parked, end: LogEnd) -> None:
-        pump = self._made_pump(job, parked.container, end)
+        pump = self._made_pump(job, parked.container, end, life.grant or NOTHING)
         self._run_pump(job, life, pump, parked.attachment)
         self._start_sender(job, life, parked.attachment)
         delay = 0.0 if life.missed else self._settings.transfer_timeout
@@ -238,10 +241,15 @@ class Steps:
             with contextlib.suppress(CiworkerError):  # else the resync finds it
                 await self._engine.remove(parked.container)
 
-    async def _begin(self, job: Job, container: str) -> None:
-        """Start it, and meanwhile commit that it is sent to: before anything is."""
+    async def _begin(self, job: Job, container: str, grant: Grant) -> None:
+        """Start it, and meanwhile commit that it is sent to, and what: before anything is."""
         noted, started = await asyncio.gather(
-            self._jobs.note_quietly(job.id, sent_at=self._clock.now(), container_id=container),
+            self._jobs.note_quietly(
+                job.id,
+                sent_at=self._clock.now(),
+                container_id=container,
+                granted=dict(grant.fingerprints),
+            ),
             self._engine.start(container),
             return_exceptions=True,
         )
@@ -252,7 +260,7 @@ class Steps:
     async def _send(self, job: Job, life: Life, attachment: Attachment) -> None:
         try:
             spool = self._settings.spool_file(job.id)
-            await self._sender.send(job, attachment, spool)
+            await self._sender.send(job, attachment, spool, (life.grant or NOTHING).values)
         except SpoolCorrupt as error:
             life.workspace_error = str(error)
             self._queue.add(job_key(job.id))
@@ -278,15 +286,16 @@ class Steps:
         """The pump at work, else a new one on the engine's log."""
         life = look.life
         if life.pump is None:
-            pump = await self._new_pump(look.job, look.found.id)
+            life.grant = life.grant or await self._credentials.granted(look.job)
+            pump = await self._new_pump(look.job, look.found.id, life.grant)
             self._run_pump(look.job, life, pump, None)
             return pump
         return life.pump
 
-    async def _new_pump(self, job: Job, container: str) -> LogPump:
-        return self._made_pump(job, container, await self._logs.end(job.id))
+    async def _new_pump(self, job: Job, container: str, grant: Grant) -> LogPump:
+        return self._made_pump(job, container, await self._logs.end(job.id), grant)
 
-    def _made_pump(self, job: Job, container: str, end: LogEnd) -> LogPump:
+    def _made_pump(self, job: Job, container: str, end: LogEnd, grant: Grant) -> LogPump:
         return LogPump(
             job,
             container,
@@ -296,6 +305,7 @@ class Steps:
             end=end,
             limits=self._log_limits,
             on_progress=self._again(job),
+            grant=grant,
         )
 
     def _run_pump(self, job: Job, life: Life, pump: LogPump, attachment: Attachment | None) -> None:

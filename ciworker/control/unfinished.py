@@ -29,6 +29,9 @@ class Source(Protocol):
     def shows(self, stream: Stream) -> bool:
         """Whether what a stream prints now is the job's, and will be its next line."""
 
+    def tail(self, stream: Stream, size: int) -> str:
+        """The last `size` bytes of what a stream has printed since its last newline, readable."""
+
 
 class UnfinishedLines:
     """The unfinished lines of one container's streams.
@@ -91,8 +94,8 @@ class UnfinishedLines:
             return
         self._ahead = source.backlog
         for stream, splitter in self._splitters.items():
-            if splitter.unfinished and source.shows(stream):
-                text = Unfinished(stream, self._read_at[stream], splitter.tail(BYTES))
+            if source.shows(stream) and (tail := source.tail(stream, BYTES)):
+                text = Unfinished(stream, self._read_at[stream], tail)
                 self._caught[stream] = _Caught(text, splitter.position)
         self._show_once_stored()
 

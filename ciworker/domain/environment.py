@@ -86,6 +86,7 @@ def content_key(
     single: str | None = None,
     *,
     version: str = "",
+    secrets: Sequence[str] = (),
 ) -> str:
     """What an environment's content follows from, as SHA-256 in hex.
 
@@ -96,8 +97,10 @@ def content_key(
         operator: `digest_of` the operator's variables.
         single: id of the job that it belongs to alone, if it does.
         version: of how setups are run, so that a change of that builds anew.
+        secrets: names of those that the setup is given; what it leaves must not depend on values.
     """
-    return digest_of([version, image_id, list(commands), dict(inputs), operator, single])
+    content = [version, image_id, list(commands), dict(inputs), operator, single]
+    return digest_of([*content, list(secrets)] if secrets else content)
 
 
 def digest_of(value: object) -> str:
@@ -316,7 +319,7 @@ def _difference(wanted: Environment, last: Environment) -> str:
         return "its commands changed"
     if changed := _changed(last.inputs, wanted.inputs):
         return f"changed: {', '.join(changed)}"
-    return "the operator's variables changed"
+    return "the operator's variables, or the secrets that it names, changed"
 
 
 def _changed(before: Mapping[str, str], after: Mapping[str, str]) -> list[str]:

@@ -144,7 +144,8 @@ class Git:
 
     ref: a branch, tag or commit. subdirectory: the folder of it that is the tree. commit: what the
     ref named when it was fetched. overrides: what the submitter says instead of the job file,
-    which is not there to be read before.
+    which is not there to be read before. role: of the submitter's token, or that of a hook, whose
+    rule names the `allowed` secrets: so it is known then which the job file may name.
     """
 
     url: str
@@ -152,6 +153,8 @@ class Git:
     subdirectory: str | None = None
     commit: str | None = None
     overrides: Mapping[str, object] = field(default_factory=dict)
+    role: str = ""
+    allowed: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +165,8 @@ class Spec:
     environment that the job runs in; none: the image alone. setup_inputs: SHA-256 (hex) of the
     files that they may read, by name in the tree, with `x ` before it where one is executable.
     backend: installs the project before the run. git: where the tree comes from; until that is
-    fetched, the rest is what it would be without a job file.
+    fetched, the rest is what it would be without a job file. secrets: names of those that the job
+    wants in its environment; setup_secrets: likewise its setup.
     """
 
     image: str
@@ -178,6 +182,8 @@ class Spec:
     backend: Backend | None = None
     cache: Cache = Cache.USE
     git: Git | None = None
+    secrets: Sequence[str] = ()
+    setup_secrets: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,7 +204,8 @@ class Job:
     `environment` is the key of the environment it runs in (a setup's: that it builds), once that is
     known; `waits` is true while a queued job cannot be admitted because that is not ready, or its
     tree not fetched; `build` is the setup job whose lines it shows meanwhile, and whose end decides
-    about it.
+    about it. `granted` holds fingerprints of the secrets that were sent to the container of this
+    attempt, by name.
     """
 
     id: str
@@ -235,6 +242,7 @@ class Job:
     environment: str | None = None
     waits: bool = False
     build: str | None = None
+    granted: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def container_name(self) -> str:

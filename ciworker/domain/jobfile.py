@@ -26,6 +26,7 @@ MIN_MEMORY = 16 * 2**20
 MAX_COMMAND = 32 * 1024
 MAX_SETUP_RUN = 100 * 1024  # quoting makes it longer; Linux takes 128 KiB as one argument
 MAX_PATTERNS = 64
+MAX_SECRETS = 64
 
 _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
 _PRINTABLE = re.compile(r"[^\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]+")
@@ -89,11 +90,20 @@ def resolve(
         project=wanted.get("project") or _project_name(files) or project,
         env={**table.get("env", {}), **wanted.get("env", {})},
         cache=wanted.get("cache", Cache.USE),
+        secrets=_all_named("secrets", table, wanted),
+        setup_secrets=_all_named("setup-secrets", table, wanted),
     )
     check_bounds(spec, bounds)
     if "setup-inputs" in wanted and "setup" not in wanted:
         raise Invalid("setup-inputs is of no use without setup: say the commands that read them")
+    if spec.setup_secrets and wanted.get("setup") == []:
+        raise Invalid("setup-secrets is of no use without a setup: leave it out")
     return Wanted(spec, wanted.get("setup"), wanted.get("setup-inputs"))
+
+
+def _all_named(key: str, table: Mapping[str, Any], wanted: Mapping[str, Any]) -> Sequence[str]:
+    """The job file's and the request's, as with `env`; each once, in order."""
+    return tuple(sorted({*table.get(key, ()), *wanted.get(key, ())}))
 
 
 def _job_table(files: Mapping[str, bytes]) -> dict[str, Any]:
@@ -235,6 +245,15 @@ def _setup_inputs(value: object) -> list[Pattern]:
     return [parse_pattern(entry) for entry in value]
 
 
+def _secrets(value: object) -> list[str]:
+    if not isinstance(value, list) or len(value) > MAX_SECRETS:
+        raise ValueError(f'has to be a list of at most {MAX_SECRETS} names, such as ["NPM_TOKEN"]')
+    for name in value:
+        if not isinstance(name, str) or not _ENV_NAME.fullmatch(name):
+            raise ValueError(f"holds {name!r}, which is no name of an environment variable")
+    return value
+
+
 def _cache(value: object) -> Cache:
     for cache in Cache:
         if value == cache:
@@ -253,6 +272,8 @@ _KEYS: Mapping[str, Callable[[object], object]] = {
     "project": _label,
     "setup": _setup,
     "setup-inputs": _setup_inputs,
+    "secrets": _secrets,
+    "setup-secrets": _secrets,
     "command": _command,
     "cache": _cache,
 }

@@ -215,6 +215,12 @@ _Utf8 = codecs.getincrementaldecoder("utf-8")
 _CONTINUATIONS = bytes(range(0x80, 0xC0))  # the bytes of a UTF-8 character after its first
 
 
+def readable_tail(data: bytes, size: int) -> str:
+    """The last `size` bytes of an unfinished line, without characters that are cut at its ends."""
+    end = data[-size:]
+    return _Utf8("replace").decode(end.lstrip(_CONTINUATIONS) if size < len(data) else end)
+
+
 class LineSplitter:
     """Cuts one stream into lines and pieces and knows its position in the engine's log.
 
@@ -233,12 +239,14 @@ class LineSplitter:
         """Bytes held of the line that has no newline yet."""
         return len(self._partial)
 
+    @property
+    def partial(self) -> bytes:
+        """That line, as far as it is not yet cut off as a piece."""
+        return bytes(self._partial)
+
     def tail(self, size: int) -> str:
-        """The last `size` bytes of that line, without the characters that are cut at their ends."""
-        data = bytes(self._partial[-size:])
-        if size < len(self._partial):
-            data = data.lstrip(_CONTINUATIONS)
-        return _Utf8("replace").decode(data)
+        """The last `size` bytes of that line, readable."""
+        return readable_tail(self.partial, size)
 
     def reset(self) -> None:
         self._partial.clear()

@@ -16,6 +16,7 @@ from ciworker.domain.recipe import VENV
 from ciworker.domain.version import NO_VERSION, pretend_version, version_variables
 
 WORKSPACE = "/workspace"
+AGENT_SOCKET = "/run/ciworker/ssh-agent"
 RUN_MEMBER = ".ciworker/run"
 PROJECT_MEMBER = ".ciworker/project.py"
 PROJECT_SCRIPT = files("ciworker.source").joinpath("project.py").read_bytes()

@@ -533,6 +533,7 @@ def _row(job: Job) -> JobRow:
         created_at=job.created_at,
         not_before=job.not_before,
         kills=[],
+        granted={},
         mark_token=job.mark_token,
         tar_length=job.tar_length,
         kind=job.kind,
@@ -577,18 +578,27 @@ def _job(row: Row[Any]) -> Job:
         environment=row.environment,
         waits=row.waits,
         build=row.build,
+        granted=row.granted,
     )
 
 
 def _spec(values: Mapping[str, Any]) -> Spec:
-    """What `asdict` made of a spec; those of before had no setup, backend and cache, no git."""
+    """What `asdict` made of a spec; those of before had no setup, backend and cache, no git, no
+    secrets.
+    """
     typed = {
         "setup": tuple(values.get("setup", ())),
         "backend": _backend(values.get("backend")),
         "cache": Cache(values.get("cache", Cache.USE)),
-        "git": Git(**values["git"]) if values.get("git") else None,
+        "git": _git(values.get("git")),
+        "secrets": tuple(values.get("secrets", ())),
+        "setup_secrets": tuple(values.get("setup_secrets", ())),
     }
     return Spec(**{**values, **typed})
+
+
+def _git(values: Mapping[str, Any] | None) -> Git | None:
+    return Git(**{**values, "allowed": tuple(values.get("allowed", ()))}) if values else None
 
 
 def _backend(values: Mapping[str, Any] | None) -> Backend | None:

@@ -208,6 +208,7 @@ STEPS: tuple[tuple[str, ...], ...] = (
         """,
         "CREATE INDEX webhook_delivery_state ON webhook_delivery (state, id)",
     ),
+    ("ALTER TABLE job ADD COLUMN granted JSON NOT NULL DEFAULT '{}'",),
 )
 
 

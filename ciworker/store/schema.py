@@ -168,6 +168,9 @@ class JobRow(SQLModel, table=True):
     environment: str | None = None
     waits: bool = Field(sa_column=Column(Boolean, nullable=False, server_default=text("0")))
     build: str | None = None
+    granted: dict[str, str] = Field(
+        sa_column=Column(JSON, nullable=False, server_default=text("'{}'"))
+    )
     log_packed: bool = Field(
         default=False, sa_column=Column(Boolean, nullable=False, server_default=text("0"))
     )

@@ -21,6 +21,7 @@ from ciworker.domain.forge import (
 )
 from ciworker.domain.git import parse_remote
 from ciworker.domain.job import Job
+from ciworker.domain.secrets import HOOK
 from ciworker.errors import Invalid, Unknown
 from ciworker.settings import HookRule, Settings
 from ciworker.telemetry import logger
@@ -153,7 +154,14 @@ async def _make(context: Context, rule: HookRule, change: Change, keys: Sequence
         "branch": change.branch,
         "fork": change.fork,
     }
-    job = to_fetch(wanted, wanted.git, context, {"hook": hook})
+    job = to_fetch(
+        wanted,
+        wanted.git,
+        context,
+        role=HOOK,
+        allowed=() if change.fork else rule.secrets,
+        more={"hook": hook},
+    )
     stored: Job = await context.jobs.add(job, f"hook:{rule.forge}", keys[0], keys[1:])
     if stored.id == job.id:
         logger().info("made by a hook", job=job.id, forge=rule.forge, hook_event=change.event.value)

@@ -57,7 +57,7 @@ class SpecModel(Model):
     is fetched the rest is what it would be without a job file.
 
     setup: commands. setup_inputs: what they may read, by name in the tree: a file's SHA-256 in hex,
-    or `-> ` and a symlink's target.
+    or `-> ` and a symlink's target. secrets, setup_secrets: names; their values are never shown.
     """
 
     image: str
@@ -73,6 +73,8 @@ class SpecModel(Model):
     backend: BackendModel | None
     cache: Cache
     git: GitModel | None
+    secrets: list[str]
+    setup_secrets: list[str]
 
 
 class Vcs(Model):
@@ -118,6 +120,14 @@ class SpecRequest(BaseModel):
     )
     setup_inputs: list[str] | None = Field(
         None, alias="setup-inputs", description="The files that they may read, and globs."
+    )
+    secrets: list[str] | None = Field(
+        None, description="Names of secrets for the job's environment, beside the job file's."
+    )
+    setup_secrets: list[str] | None = Field(
+        None,
+        alias="setup-secrets",
+        description="Likewise for the commands that make the environment.",
     )
     cache: Literal["use", "rebuild", "off"] | None = Field(
         None,
@@ -582,6 +592,8 @@ def _fields(job: Job) -> dict[str, Any]:
             backend=_backend_model(job.spec.backend),
             cache=job.spec.cache,
             git=_git_model(job.spec.git),
+            secrets=list(job.spec.secrets),
+            setup_secrets=list(job.spec.setup_secrets),
         ),
         "priority": job.priority,
         "attempt": job.attempt,

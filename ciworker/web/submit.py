@@ -3,8 +3,9 @@
 import asyncio
 import os
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 import orjson
@@ -14,11 +15,14 @@ from pydantic import BaseModel, ValidationError
 from ciworker.domain.git import check_ref, check_subdirectory, parse_remote
 from ciworker.domain.job import Cache, Git, Job, Kind, Spec, Status
 from ciworker.domain.jobfile import check_bounds, resolve, unknown_key
+from ciworker.domain.secrets import check_secrets
 from ciworker.errors import Conflict, Invalid
 from ciworker.source.archive import Workspace
 from ciworker.source.bounds import bounds_of, upload_limits
 from ciworker.source.inputs import with_setup
 from ciworker.source.intake import Intake
+from ciworker.source.secrets import rules_of
+from ciworker.store.tokens import Role
 from ciworker.web.access import TOKEN
 from ciworker.web.answers import found, json_answer
 from ciworker.web.context import CONTEXT, Context
@@ -43,7 +47,7 @@ async def submit(request: web.Request) -> web.Response:
         return json_answer(job_model(earlier))
     check_taking(context)
     await check_room(context)
-    job = await _take_in(await Upload.of(request), context)
+    job = await _take_in(await Upload.of(request), context, request[TOKEN].role)
     stored = await _store(context, job, request[TOKEN].id, key)
     if stored.id != job.id:
         return json_answer(job_model(stored))
@@ -62,11 +66,14 @@ async def retry(request: web.Request) -> web.Response:
     check_taking(context)
     await check_room(context)
     check_bounds(old.spec, bounds_of(context.settings))  # they may have changed since
+    source, role = str(old.source["kind"]), request[TOKEN].role
+    _check_secrets(context, old.spec, source, role)  # it may be another's
+    git = old.spec.git and replace(old.spec.git, role=role.label, allowed=())
     cache = Cache.USE if old.spec.cache is Cache.REBUILD else old.spec.cache
     job = _queued(
         context,
         context.new_id(),
-        replace(old.spec, cache=cache),
+        replace(old.spec, cache=cache, git=git),
         tar_length=old.tar_length,
         priority=old.priority,
         source=old.source,
@@ -84,20 +91,26 @@ def _accepted(context: Context, job: Job, status: int) -> web.Response:
     )
 
 
-async def _take_in(upload: Upload, context: Context) -> Job:
+async def _take_in(upload: Upload, context: Context, role: Role) -> Job:
     wanted = await _spec_part(upload)
     if wanted.git is None:
-        return await _uploaded(upload, wanted, context)
+        return await _uploaded(upload, wanted, context, role)
     await upload.end("with `git` in the part `spec` no archive is sent: send one or the other")
-    return to_fetch(wanted, wanted.git, context, {})
+    return to_fetch(wanted, wanted.git, context, role=role.label)
 
 
 def to_fetch(
-    wanted: SpecRequest, source: GitRequest, context: Context, more: Mapping[str, object]
+    wanted: SpecRequest,
+    source: GitRequest,
+    context: Context,
+    *,
+    role: str,
+    allowed: Sequence[str] = (),
+    more: Mapping[str, object] = MappingProxyType({}),
 ) -> Job:
     """A job whose tree the worker fetches, and whose job file it reads then.
 
-    more: is told of its source besides.
+    role, allowed: who may name which secrets, see `Git`. more: is told of its source besides.
     """
     remote = parse_remote(source.url)
     git = Git(
@@ -105,10 +118,13 @@ def to_fetch(
         ref=check_ref(source.ref),
         subdirectory=check_subdirectory(source.subdirectory) if source.subdirectory else None,
         overrides=_overrides(wanted),
+        role=role,
+        allowed=allowed,
     )
     # setup: that of the job file is not known yet, and setup-inputs may be meant for it
     overrides = {"setup": [], **git.overrides}
     spec = resolve({}, overrides, bounds_of(context.settings), remote.name).spec
+    check_secrets(spec, rules_of(context.settings), source="git", role=role, allowed=allowed)
     return _queued(
         context,
         context.new_id(),
@@ -119,7 +135,7 @@ def to_fetch(
     )
 
 
-async def _uploaded(upload: Upload, wanted: SpecRequest, context: Context) -> Job:
+async def _uploaded(upload: Upload, wanted: SpecRequest, context: Context, role: Role) -> Job:
     """Spool the archive and resolve the spec against the job file inside it."""
     settings, job_id = context.settings, context.new_id()
     spool = settings.spool_file(job_id)
@@ -127,6 +143,7 @@ async def _uploaded(upload: Upload, wanted: SpecRequest, context: Context) -> Jo
     try:
         workspace = await _receive(upload, intake)
         resolved = resolve(workspace.contents, _overrides(wanted), bounds_of(settings))
+        _check_secrets(context, resolved.spec, "upload", role)
         spec = await asyncio.to_thread(with_setup, resolved, workspace, spool)
     except BaseException:
         intake.abort()
@@ -139,6 +156,10 @@ async def _uploaded(upload: Upload, wanted: SpecRequest, context: Context) -> Jo
         priority=wanted.priority,
         source=_source(workspace, wanted.vcs),
     )
+
+
+def _check_secrets(context: Context, spec: Spec, source: str, role: Role) -> None:
+    check_secrets(spec, rules_of(context.settings), source=source, role=role.label)
 
 
 def _overrides(wanted: SpecRequest) -> dict[str, Any]:

@@ -709,6 +709,8 @@ SPECS = st.builds(
     setup_inputs=st.dictionaries(TEXT, TEXT, max_size=3),
     backend=st.none() | st.builds(Backend, TEXT, TEXTS, st.none() | TEXT),
     cache=st.sampled_from(Cache),
+    secrets=TEXTS,
+    setup_secrets=TEXTS,
 )
 SUBMITTED = st.fixed_dictionaries(
     {
@@ -757,6 +759,7 @@ FOUND_LATER = st.fixed_dictionaries(
         "environment": st.none() | TEXT,
         "waits": st.booleans(),
         "build": st.none() | TEXT,
+        "granted": st.dictionaries(TEXT, TEXT, max_size=3),
     }
 )
 ENDED = st.fixed_dictionaries(
@@ -801,7 +804,7 @@ async def test_every_field_comes_back_as_it_was_stored(
 
 async def test_a_spec_of_the_first_release_has_no_setup(jobs: Jobs, database: Database) -> None:
     job = await jobs.add(new_job(0), "me", None)
-    for key in ("setup", "setup_inputs", "backend", "cache"):
+    for key in ("setup", "setup_inputs", "backend", "cache", "secrets", "setup_secrets"):
         await database.insert("UPDATE job SET spec = json_remove(spec, ?)", [f"$.{key}"])
 
     assert await jobs.get(job.id) == job

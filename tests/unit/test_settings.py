@@ -11,7 +11,7 @@ from typing import Protocol
 import pytest
 from pydantic import ValidationError
 
-from ciworker.settings import Parking, Settings, load
+from ciworker.settings import SECRET_NAMES, Parking, SecretName, Settings, load
 
 
 class Loaded(Protocol):
@@ -86,6 +86,8 @@ DEFAULTS: Mapping[str, object] = {
     "pool": (),
     "webhooks": (),
     "hooks": (),
+    "secrets_file": None,
+    "secret_names": SECRET_NAMES,
     "log_format": "auto",
     "instance": None,
 }
@@ -570,3 +572,44 @@ def test_another_way_to_fetch_is_refused_in_words(
     loaded: Loaded, given: Mapping[str, str], sentence: str
 ) -> None:
     assert sentence in refusal(loaded, **given)
+
+
+def test_a_secret_is_a_name_or_a_table(loaded: Loaded) -> None:
+    found = loaded(
+        """
+        secret_names = ["NPM_TOKEN", { name = "KEY", sources = ["git"], roles = ["admin"] }]
+        """
+    ).secret_names
+    assert found == (
+        SecretName(name="NPM_TOKEN"),
+        SecretName(name="KEY", sources=("git",), roles=("admin",)),
+    )
+    assert (found[0].sources, found[0].roles, found[0].setup) == (
+        ("upload", "git"),
+        ("submit", "admin"),
+        False,
+    )
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        ('["A B"]', "setting secret_names.0.name: String should match pattern"),
+        ('[{"name": "A", "mount": true}]', "setting secret_names.0: mount is for SSH_AUTH_SOCK"),
+        (
+            '[{"name": "SSH_AUTH_SOCK", "setup": true}]',
+            "setting secret_names.0: a setup cannot have SSH_AUTH_SOCK",
+        ),
+        ('["A", "A"]', "setting secret_names: A is there twice: remove one"),
+        ('[{"name": "A", "sorces": []}]', "secret_names.0.sorces: did you mean sources?"),
+        ('[{"name": "A", "roles": ["read"]}]', "setting secret_names.0.roles.0: Input should be"),
+        ('{"name": "A"}', "setting secret_names: has to be a list, such as"),
+        ("A", "setting secret_names: has to be JSON in the environment, such as"),
+    ],
+)
+def test_secret_names_that_cannot_be_are_refused(
+    monkeypatch: pytest.MonkeyPatch, names: str, said: str
+) -> None:
+    monkeypatch.setenv("CIWORKER_SECRET_NAMES", names)
+    with pytest.raises(ValueError, match=re.escape(said)):
+        load()

@@ -14,6 +14,7 @@ from typing import Any
 from ulid import ULID
 
 from ciworker.control.controller import WORKERS, Controller
+from ciworker.control.credentials import Credentials
 from ciworker.control.environments import EnvironmentController
 from ciworker.control.parts import Parts
 from ciworker.control.pool import PoolController
@@ -27,6 +28,7 @@ from ciworker.engine.events import EventWatch
 from ciworker.feed.feed import Feed
 from ciworker.metrics import Metrics
 from ciworker.settings import Settings
+from ciworker.source.secrets import Secrets
 from ciworker.source.spool import SpoolWriter, tar_member
 from ciworker.store.environments import Environments
 from ciworker.store.jobs import Jobs
@@ -63,6 +65,7 @@ class Lab:
     def __init__(self, folder: Path, engine: FakeEngine, **settings: Any) -> None:
         self.engine = engine
         self.clock = SteppedClock()
+        self.environ: dict[str, str] = {}  # where secrets are looked for
         engine.now = self.clock.now  # of one machine
         chosen: dict[str, Any] = {"data_dir": folder, "max_jobs": 1, "max_memory": 2**40}
         self.settings = Settings(**(chosen | settings))
@@ -102,7 +105,7 @@ class Lab:
         spec: dict[str, Any] = {
             "image": "fake", "run": run, "timeout": 900.0, "memory": 2**28, "cpus": 1.0,
             "network": False, "project": "tea", "setup": (), "setup_inputs": {},
-            "cache": Cache.USE,
+            "cache": Cache.USE, "secrets": (), "setup_secrets": (), "env": {},
         }  # fmt: skip
         spec |= {name: fields.pop(name) for name in list(fields) if name in spec}
         return Job(
@@ -113,7 +116,7 @@ class Lab:
             mark_token="token",
             tar_length=spool.length,
             waits=bool(spec["setup"]),
-            **fields,
+            **({"source": {"kind": "upload"}} | fields),
         )
 
 
@@ -150,6 +153,7 @@ class Life:
             queue=self.queue,
             supervisor=self.supervisor,
             new_id=lab.new_id,
+            credentials=Credentials(lab.settings, Secrets(lab.settings.secrets_file, lab.environ)),
             metrics=self.metrics.control,
         )
         self.environments = EnvironmentController(self.parts)

@@ -287,7 +287,7 @@ def test_a_setup_that_has_not_ended_is_active_and_one_that_is_unknown_is_none() 
             {"inputs": {"requirements.txt": "2", "pyproject.toml": "1"}},
             "changed: pyproject.toml, requirements.txt",
         ),
-        ({"operator": "p"}, "the operator's variables changed"),
+        ({"operator": "p"}, "the operator's variables, or the secrets that it names, changed"),
         ({"single": True}, "this job asked for one of its own"),
         ({"builds": 2}, "the one of before failed, was removed or is to be built anew"),
     ],

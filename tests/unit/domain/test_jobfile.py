@@ -107,7 +107,12 @@ def test_every_key_of_the_job_file_is_taken() -> None:
 
 def test_the_keys_are_those_of_the_contract() -> None:
     contract = {"image", "run", "timeout", "memory", "cpus", "network", "env", "project"}
-    assert set(JOB_FILE_KEYS) == contract | {"setup", "setup-inputs"}
+    assert set(JOB_FILE_KEYS) == contract | {
+        "setup",
+        "setup-inputs",
+        "secrets",
+        "setup-secrets",
+    }
 
 
 def test_the_table_in_pyproject_is_taken_when_there_is_no_job_file() -> None:
@@ -204,6 +209,17 @@ def test_what_is_asked_of_the_cache_is_the_callers_alone_to_say(cache: Cache) ->
     assert "unknown key 'cache' in .ciworker.toml" in refusal(f"cache = '{cache}'")
 
 
+def test_secrets_of_the_job_file_and_of_the_caller_add_up() -> None:
+    job_file = "secrets = ['B', 'A']\nsetup-secrets = ['D']"
+    found = spec(job_file, overrides={"secrets": ["C", "A"], "setup-secrets": ["D", "C"]})
+    assert (found.secrets, found.setup_secrets) == (("A", "B", "C"), ("C", "D"))
+
+
+def test_secrets_for_a_setup_that_there_is_not_are_refused() -> None:
+    sentence = refusal("setup = []\nsetup-secrets = ['A']")
+    assert sentence == "setup-secrets is of no use without a setup: leave it out"
+
+
 # --- the project's name ----------------------------------------------------------------------
 
 
@@ -259,12 +275,13 @@ def test_a_key_that_is_like_no_other_is_refused_with_all_that_exist() -> None:
     sentence = refusal("zzzzzz = 1")
     assert sentence == (
         "unknown key 'zzzzzz' in .ciworker.toml: known are "
-        "image, run, timeout, memory, cpus, network, env, project, setup, setup-inputs"
+        "image, run, timeout, memory, cpus, network, env, project, setup, setup-inputs, "
+        "secrets, setup-secrets"
     )
-    assert refusal(overrides={"zzzzzz": 1}).endswith("setup-inputs, command, cache")
+    assert refusal(overrides={"zzzzzz": 1}).endswith("setup-secrets, command, cache")
 
 
-@pytest.mark.parametrize("key", ["priority", "vcs", "git", "secrets", "cache"])
+@pytest.mark.parametrize("key", ["priority", "vcs", "git", "cache"])
 def test_what_is_no_key_yet_or_of_another_part_is_refused(key: str) -> None:
     assert f"unknown key {key!r}" in refusal(f"{key} = 1")
 
@@ -321,6 +338,9 @@ WRONG = [
     Wrong("setup-inputs", "holds a name of over 1000 characters", (["x" * 1001],)),
     Wrong("setup-inputs", "at most 32 components", (["a/" * 32 + "b"], ["**/" * 5 + "b"])),
     Wrong("setup-inputs", "at most 64 files and globs", (["a"] * 65,)),
+    Wrong("secrets", "has to be a list of at most 64 names", ("A", None, {}, 3, ["A"] * 65)),
+    Wrong("secrets", "no name of an environment variable", ([""], ["1A"], [3], ["A", "B C"])),
+    Wrong("setup-secrets", "has to be a list of at most 64 names", ("A", None)),
     Wrong("cache", "has to be one of use, rebuild, off", ("no", True, None, ["off"], "")),
     Wrong("command", "has to be a list of words", ("pytest", [], None, {}, 3)),
     Wrong("command", "holds something that is no text", ([1], ["a", None])),
