@@ -6,6 +6,7 @@ import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -29,10 +30,20 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
-from ciworker.units import format_size, parse_duration, parse_size
+from ciworker.units import (
+    CENTURY,
+    Rate,
+    format_size,
+    parse_age,
+    parse_duration,
+    parse_rate,
+    parse_size,
+)
 
 PREFIX = "CIWORKER_"
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
+UNIX = "unix:"
+_LONGEST_SOCKET = 107  # bytes of a path, as Linux has it (unix(7))
 _URL = TypeAdapter(HttpUrl)
 
 
@@ -47,6 +58,25 @@ def _variables(value: dict[str, str]) -> dict[str, str]:
 
 def _off(value: object) -> object:
     return None if value == "off" else value
+
+
+def _rate(value: object) -> Rate | None:
+    if value is None or isinstance(value, Rate):
+        return value  # a default
+    return None if value == "off" else parse_rate(value)
+
+
+def _network(value: str) -> str:
+    """An address or network of one, as it is written; or `unix`: whoever comes by our socket."""
+    if value == "unix":
+        return value
+    try:
+        return str(ip_network(value))
+    except ValueError:
+        raise ValueError(
+            f"{value!r} has to be an address, a network such as 10.0.0.0/8 without bits beyond "
+            "its length, or unix"
+        ) from None
 
 
 def _share_or_size(value: object) -> int | float:
@@ -67,16 +97,6 @@ def _percentage(text: str) -> float:
         raise ValueError(f"{text!r} has to be a share such as 20%, or a size such as 50g") from None
 
 
-def _age(value: object) -> float:
-    """A duration that may also be in days, such as `30d`."""
-    if not isinstance(value, str) or not value.lower().endswith("d"):
-        return parse_duration(value)
-    try:
-        return parse_duration(f"{value[:-1]}h") * 24
-    except ValueError:
-        raise ValueError(f"{value!r} is no duration: write 12h or 30d") from None
-
-
 def _mount(value: str) -> str:
     source, _, rest = value.partition(":")
     target, _, mode = rest.partition(":")
@@ -88,6 +108,18 @@ def _mount(value: str) -> str:
 def _tables(value: object) -> object:
     if isinstance(value, dict):
         raise ValueError("has to be a list of tables: write [[pool]] above each")
+    return value
+
+
+def _host(value: str) -> str:
+    """A name, an address, or `unix:/PATH`."""
+    if not value.startswith(UNIX):
+        return value
+    path = value.removeprefix(UNIX)
+    if not path.startswith("/") or path.endswith("/") or len(path.encode()) > _LONGEST_SOCKET:
+        raise ValueError(
+            f"{value!r} has to be unix:/PATH, absolute, of {_LONGEST_SOCKET} bytes at most"
+        )
     return value
 
 
@@ -108,11 +140,10 @@ def _no_origin() -> ValueError:
     return ValueError("has to be https://HOST[:PORT], such as https://ci.example.org")
 
 
-CENTURY = 36_500 * 86400.0  # seconds; of some thousand years no instant could be reckoned
-
 Duration = Annotated[float, BeforeValidator(parse_duration), Field(gt=0, le=CENTURY)]
-Age = Annotated[float, BeforeValidator(_age), Field(gt=0, le=CENTURY)]
+Age = Annotated[float, BeforeValidator(parse_age), Field(gt=0, le=CENTURY)]
 Size = Annotated[int, BeforeValidator(parse_size), Field(gt=0)]
+RateOrOff = Annotated[Rate | None, BeforeValidator(_rate)]
 ShareOrSize = Annotated[int | float, BeforeValidator(_share_or_size)]
 
 
@@ -160,10 +191,15 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True)
 
     data_dir: Path = Field(default_factory=lambda: user_data_path("ciworker"))
-    host: str = "127.0.0.1"
+    host: Annotated[str, AfterValidator(_host)] = "127.0.0.1"
     port: int = Field(8480, ge=0, le=65535)
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
     public_url: Annotated[str | None, AfterValidator(_origin)] = None
     allowed_hosts: tuple[str, ...] = ()
+    trusted_proxies: tuple[Annotated[str, AfterValidator(_network)], ...] = ()
+    failed_token_rate: RateOrOff = Rate(30, 60)
+    submit_rate: RateOrOff = Rate(600, 60)
     docker_host: str | None = None
     max_jobs: int = Field(default_factory=_cores, ge=1)
     max_memory: Size = Field(default_factory=lambda: _machine_memory() * 8 // 10)
@@ -194,6 +230,7 @@ class Settings(BaseSettings):
     job_env: Annotated[dict[str, str], AfterValidator(_variables)] = Field(default_factory=dict)
     job_mounts: tuple[Annotated[str, AfterValidator(_mount)], ...] = ()
     keep_jobs: Age = 30 * 86400.0
+    keep_audit: Age = 365 * 86400.0
     store_size: Annotated[ShareOrSize, Field(gt=0)] = 0.2
     min_free: ShareOrSize = 2**30
     pool: Annotated[tuple[PoolEntry, ...], BeforeValidator(_tables)] = ()
@@ -206,6 +243,17 @@ class Settings(BaseSettings):
             raise ValueError(
                 f"max_memory ({self.max_memory} bytes) is less than one job's job_memory "
                 f"({self.job_memory} bytes): no job could ever start"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _tls_fits(self) -> Self:
+        if (self.tls_cert is None) is not (self.tls_key is None):
+            raise ValueError("tls_cert and tls_key belong together: set both, or none")
+        if self.tls_cert is not None and self.unix_path is not None:
+            raise ValueError(
+                "tls_cert: a Unix socket speaks no TLS: leave it to the proxy, or set host to a "
+                "name or an address"
             )
         return self
 
@@ -233,6 +281,16 @@ class Settings(BaseSettings):
                 '"always"` forbids: set pull to missing or never, or all sizes to 0'
             )
         return self
+
+    @property
+    def unix_path(self) -> Path | None:
+        """Of the Unix socket that is listened on, instead of a port."""
+        path = self.host.removeprefix(UNIX)
+        return None if path == self.host else Path(path)
+
+    @property
+    def scheme(self) -> str:
+        return "http" if self.tls_cert is None else "https"
 
     @property
     def parkings(self) -> Sequence[Parking]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from ciworker.cli.api import Refused, Unreachable, call
+from ciworker.cli.certificate import certificate
 from ciworker.cli.finding import Finding
 from ciworker.cli.reach import reach
 from ciworker.engine.docker import DockerEngine
@@ -37,6 +38,7 @@ async def examine(settings: Settings) -> list[Finding]:
         *[finding async for finding in _engine(settings)],
         _disk("data disk", settings.data_dir, settings),
         worker,
+        *certificate(settings),
         *reach(settings, running=worker.ok),
     ]
 

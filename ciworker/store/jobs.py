@@ -30,6 +30,8 @@ from ciworker.domain.job import (
     Stop,
 )
 from ciworker.errors import Conflict
+from ciworker.store import audit
+from ciworker.store.audit import Deed
 from ciworker.store.kept import Kept
 from ciworker.store.schema import (
     EnvironmentRow,
@@ -100,13 +102,16 @@ class Jobs:
         self._on_change = on_change
         self._kept = Kept[Job](KEPT)
 
-    async def add(self, job: Job, submitter: str, key: str | None) -> Job:
+    async def add(
+        self, job: Job, submitter: str, key: str | None, *, deed: Deed | None = None
+    ) -> Job:
         """Store a new job, or find the one that the same submitter made with the same key.
 
         Args:
             job: queued, with an id that is not in use.
             submitter: the id of the token that submits.
             key: its Idempotency-Key, if it sent one.
+            deed: told by the audit history if the job is new.
         """
 
         async def work(session: AsyncSession) -> Job:
@@ -122,6 +127,7 @@ class Jobs:
                 )
             event = _event(job.id, job.created_at, (None, Status.QUEUED))
             await (await session.connection()).execute(insert(_EVENTS), event)
+            await audit.write(session, deed)
             return job
 
         def committed(stored: Job | None) -> None:
@@ -363,9 +369,13 @@ class Jobs:
         message: str,
         *,
         reason: Reason | None = None,
+        deed: Deed | None = None,
         **changes: Any,
     ) -> Job | None:
-        """Write facts beside the status, and a line of history. None: ended, or never was."""
+        """Write facts beside the status, and a line of history. None: ended, or never was.
+
+        deed: told by the audit history as well.
+        """
 
         async def work(session: AsyncSession) -> Job | None:
             job = await session.run_sync(_find, job_id)
@@ -374,6 +384,7 @@ class Jobs:
             connection = await session.connection()
             event = _event(job_id, at, (job.status, job.status), reason, message)
             await connection.execute(insert(_EVENTS), event)
+            await audit.write(session, deed)
             if not changes:
                 return job
             return _job((await connection.execute(_changed(job_id, changes))).one())

@@ -12,6 +12,7 @@ from ciworker.engine.disks import Disk
 from ciworker.feed.feed import Feed, Signal
 from ciworker.metrics import Metrics
 from ciworker.settings import Settings
+from ciworker.store.audit import Audit
 from ciworker.store.counts import Counter
 from ciworker.store.environments import Environments
 from ciworker.store.jobs import Jobs
@@ -20,6 +21,8 @@ from ciworker.store.sessions import Sessions
 from ciworker.store.tokens import Tokens
 from ciworker.web.models import PoolChange, PoolReport, ResyncReport
 from ciworker.web.sessions import Codes
+from ciworker.web.throttle import Meter, Proxies
+from ciworker.web.tokenuse import TokenUses
 from ciworker.web.watchers import Watchers
 
 
@@ -69,6 +72,7 @@ class Context:
     disks: those that can fill, by name.
     started_at: when this process did. drain: how it is told to wait for its jobs, then stop.
     pool: the containers that are kept parked.
+    failures, submits: what is counted of wrong tokens, by address, and of submits, by token.
     closing: fires when the worker goes down and streams have to end.
     access_ended: fires when a token or a session does before its time.
     """
@@ -79,8 +83,13 @@ class Context:
     jobs: Jobs
     environments: Environments
     logs: LogReader
+    audit: Audit
     tokens: Tokens
+    token_uses: TokenUses
     sessions: Sessions
+    proxies: Proxies
+    failures: Meter
+    submits: Meter
     feed: Feed
     notify: Callable[[str], None]
     resync: Callable[[], Awaitable[ResyncReport]]

@@ -66,6 +66,7 @@ async def test_all_steps_together_make_the_schema_that_the_code_describes(
     assert described(path) == wanted
     assert wanted.keys() == {
         "job", "job_event", "log_chunk", "submission", "token", "session", "meta", "environment",
+        "audit",
     }  # fmt: skip
     assert len(wanted["job"]["columns"]) == len(schema.JobRow.model_fields)
     conditions = {index[-1] for index in wanted["job"]["indexes"]}
@@ -239,7 +240,9 @@ async def test_logs_of_every_earlier_version_are_there_and_can_be_packed(
             for part in (first, second):
                 total = len(first.data) + (part is second) * len(second.data)
                 connection.execute(
-                    "INSERT INTO log_chunk VALUES (?, ?, 3, 1, ?, ?, 0, 0, 0, ?, ?)",
+                    "INSERT INTO log_chunk (job_id, first, count, attempt, total_bytes, out_lines, "
+                    "out_frames, err_lines, err_frames, runs, data) "
+                    "VALUES (?, ?, 3, 1, ?, ?, 0, 0, 0, ?, ?)",
                     (job_id(number), part.first, total, part.last, pack_runs(part.runs), part.data),
                 )
         connection.execute(
