@@ -352,7 +352,7 @@ async def test_doctor_tells_how_long_the_certificate_is_good_and_what_is_wrong_w
     over_tls.made.replace(certificate(folder, "renewed", days=10))
     ok, told = await found()
     assert (ok, re.search(r"is good for (9|10) days", told) is not None) == (False, True), told
-    ok, told = await found("faketime", "+11d")
+    ok, told = await found("faketime", "-f", "+11d")
     assert (ok, "expired" in told) == (False, True), told
     over_tls.made.key.chmod(0o644)
     ok, told = await found()
