@@ -71,8 +71,9 @@ async def authorise(request: web.Request, role: Role) -> None:
     """
     try:
         token = await _token(request)
-    except _WrongToken as error:
-        raise _counted(request, error) from error
+    except _WrongToken:
+        _count_wrong(request)
+        raise
     if token.role < role:
         raise Refused(403, f"this needs a token of role {role.label}, yours is {token.role.label}")
     request[TOKEN] = token
@@ -158,11 +159,11 @@ def _unauthorised(detail: str) -> Refused:
     return Refused(401, detail, _CHALLENGE)
 
 
-def _counted(request: web.Request, wrong: "_WrongToken") -> Refused:
-    """The refusal of a wrong token; another one where there were too many."""
+def _count_wrong(request: web.Request) -> None:
+    """Count a wrong token. Raises Refused, 429, where there were too many."""
     asked_from = address(request)
-    wait = request.app[CONTEXT].failures.take(site(asked_from))
-    return too_many(wait, f"too many wrong tokens came from {asked_from}") if wait else wrong
+    if wait := request.app[CONTEXT].failures.take(site(asked_from)):
+        raise too_many(wait, f"too many wrong tokens came from {asked_from}") from None
 
 
 class _WrongToken(Refused):

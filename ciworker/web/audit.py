@@ -52,13 +52,13 @@ async def list_deeds(request: web.Request) -> web.Response:
     items, more = found[:limit], len(found) > limit
     return json_answer(
         AuditPage(
-            items=[AuditEntry(**fields(each.deed)) for each in items],
+            items=[AuditEntry(**_fields(each.deed)) for each in items],
             next=_cursor(items[-1]) if more else None,
         )
     )
 
 
-def fields(told: Deed) -> dict[str, Any]:
+def _fields(told: Deed) -> dict[str, Any]:
     return {name: getattr(told, name) for name in AuditEntry.model_fields}
 
 

@@ -91,7 +91,7 @@ def _remove_stale(path: Path) -> None:
             path.unlink(missing_ok=True)
             return
         except OSError as error:
-            told = f"cannot tell whether somebody listens on {path}: {error.strerror}"
+            told = f"cannot tell whether somebody listens on {path}: {error}"
             raise OSError(errno.EADDRINUSE, f"{told}; remove it if nobody does") from error
     raise OSError(errno.EADDRINUSE, f"somebody listens on {path}: stop that, or set another host")
 

@@ -46,8 +46,8 @@ class Meter:
 
     def _forget(self, now: float) -> None:
         """Those at the front of which nothing is left to know; and one, where they are too many."""
-        while True:
-            oldest = next(iter(self._used_up_at))  # never the end: the last one is not used up
+        while self._used_up_at:
+            oldest = next(iter(self._used_up_at))
             if self._used_up_at[oldest] > now and len(self._used_up_at) <= MOST_KEYS:
                 return
             del self._used_up_at[oldest]

@@ -35,6 +35,14 @@ def test_all_of_a_rate_may_come_at_once_and_the_next_has_to_wait(clock: Clock) -
     assert [meter.take("a") for _ in range(4)] == [0, 0, 0, pytest.approx(20)]
 
 
+def test_a_rate_too_high_for_the_clock_allows_everything() -> None:
+    """So long after the start of the machine a float has no such part of a second left."""
+    clock = Clock()
+    clock.now = 1e9
+    meter = Meter(Rate(999_999_999, 1), clock)
+    assert {meter.take("a") for _ in range(100)} == {0}
+
+
 def test_without_a_rate_everything_may() -> None:
     meter = Meter(None)
     assert {meter.take("a") for _ in range(1000)} == {0}
