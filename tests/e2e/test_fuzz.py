@@ -11,7 +11,7 @@ from tests.driver import Worker, tree
 from tests.e2e.conftest import spooled
 from tests.e2e.raw import FORM, Answer, ask, form
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.fuzz]
 
 SETTINGS = {"failed_token_rate": "off", "submit_rate": "off", "max_jobs": "1"}
 EXAMPLES = 60

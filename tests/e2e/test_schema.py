@@ -13,7 +13,7 @@ import pytest
 
 from tests.driver import Worker
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.fuzz]
 
 SETTINGS = {"failed_token_rate": "off", "submit_rate": "off", "max_jobs": "1"}
 
