@@ -24,6 +24,10 @@ test *arguments:
 chaos *rows:
     @scripts/chaos {{ rows }}
 
+# every attack of the matrix, or of these rows of it: inputs tried, inputs that got through (as root)
+attack *rows:
+    @scripts/attack {{ rows }}
+
 # linters and types alone
 lint:
     @scripts/setup

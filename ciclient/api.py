@@ -1,4 +1,4 @@
-"""The worker's HTTP interface, and the only module that imports urllib3.
+"""The worker's HTTP interface; only this module and `unixsocket` import urllib3.
 
 Every failure leaves as one of `errors`: what may be tried again is a TryAgain, a problem document
 (RFC 9457) becomes a Refused with its `detail`. The token goes into one header and nowhere else;
@@ -18,10 +18,11 @@ from urllib.parse import quote, urlencode, urlsplit
 
 import urllib3
 from urllib3 import exceptions as failures
-from urllib3.connectionpool import connection_from_url
+from urllib3.connectionpool import HTTPConnectionPool, connection_from_url
 
 from ciclient.config import Access
 from ciclient.errors import ClientError, Nonsense, Refused, TryAgain, Unavailable, Unreachable
+from ciclient.unixsocket import UnixPool
 from ciclient.wire import Job, Page, as_object, loads, parse_page
 
 PREFIX = "/api/v1"
@@ -59,12 +60,8 @@ class Api:
 
     def __init__(self, access: Access, *, silence: float = SILENCE) -> None:
         self.access = access
-        parts = urlsplit(access.server)
-        self._base = parts.path
+        self._base, self._pool = _pool(access.server)
         self._silence = silence
-        self._pool = connection_from_url(
-            f"{parts.scheme}://{parts.netloc}", maxsize=2, blocksize=BLOCK
-        )
         self._headers = {"User-Agent": "ciclient"}
         if access.token is not None:
             self._headers["Authorization"] = f"Bearer {access.token}"
@@ -292,6 +289,15 @@ class Multipart:
             raise ClientError("the archive became shorter while it was sent")
         self._left -= len(block)
         return block
+
+
+def _pool(server: str) -> tuple[str, HTTPConnectionPool]:
+    """The path before the API's own, and the connections."""
+    parts = urlsplit(server)
+    if parts.scheme == "unix":
+        return "", UnixPool(parts.path, maxsize=2, blocksize=BLOCK)
+    origin = f"{parts.scheme}://{parts.netloc}"
+    return parts.path, connection_from_url(origin, maxsize=2, blocksize=BLOCK)
 
 
 def _detail(response: urllib3.BaseHTTPResponse, content: bytes) -> str:

@@ -371,7 +371,9 @@ def open_page(
 
 @app.command()
 def login(
-    url: Annotated[str, typer.Argument(metavar="URL", help="Such as http://127.0.0.1:8480.")],
+    url: Annotated[
+        str, typer.Argument(metavar="URL", help="Such as http://127.0.0.1:8480, or unix:/PATH.")
+    ],
     token_file: Annotated[
         Path | None,
         typer.Option("--token-file", metavar="FILE", help="Holds the token; - is stdin."),

@@ -56,7 +56,13 @@ def find_access(
 
 
 def normalise_server(url: str) -> str:
-    """`scheme://host[:port][/prefix]` without a slash at the end; raises Usage for others."""
+    """`scheme://host[:port][/prefix]` without a slash at the end, or `unix:/path`.
+
+    Raises:
+        Usage: it is neither.
+    """
+    if url.startswith("unix:"):
+        return _normal_socket(url)
     try:
         parts = urlsplit(url)
         valid = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
@@ -69,8 +75,18 @@ def normalise_server(url: str) -> str:
     return f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/')}"
 
 
+def _normal_socket(url: str) -> str:
+    path = url.removeprefix("unix:")
+    if not path.startswith("/") or path.startswith("//") or not path.isprintable():
+        raise Usage(f"{url!r} names no socket; one looks like unix:/run/ciworker/ciworker.sock")
+    if "?" in path or "#" in path:
+        raise Usage("a socket's path holds no ? and no #")
+    return url
+
+
 def is_loopback(server: str) -> bool:
-    return urlsplit(server).hostname in _LOOPBACK
+    """Whether it is this machine: its token need not be asked for, and nobody listens in."""
+    return server.startswith("unix:") or urlsplit(server).hostname in _LOOPBACK
 
 
 def read_token(path: Path) -> str:

@@ -64,6 +64,9 @@ def ending(job: Job, now: datetime) -> str:
 
 
 def page_url(job: Job, server: str) -> str:
+    """Its page; a worker behind a Unix socket knows alone where that is seen."""
+    if server.startswith("unix:"):
+        return f"ciclient open {clean(job.id)}"
     return f"{server}/jobs/{clean(job.id)}"
 
 

@@ -8,6 +8,7 @@ import resource
 import shutil
 import signal
 import socket
+import ssl
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -17,7 +18,7 @@ import uvloop
 from aiohttp import web
 from ulid import ULID, ULIDGenerator
 
-from ciworker.cli.api import base_url
+from ciworker.cli.connection import base_url, listens_at
 from ciworker.control.clock import SystemClock
 from ciworker.control.controller import WORKERS, Controller
 from ciworker.control.credentials import Credentials
@@ -44,6 +45,7 @@ from ciworker.feed.feed import Feed, Signal
 from ciworker.metrics import EngineMetrics, Metrics
 from ciworker.settings import Settings
 from ciworker.source.secrets import Secrets
+from ciworker.store.audit import Action, Audit, Deed
 from ciworker.store.counts import Counter
 from ciworker.store.environments import Environments
 from ciworker.store.jobs import Jobs
@@ -61,6 +63,7 @@ from ciworker.web.access import allowed_hosts
 from ciworker.web.application import application
 from ciworker.web.context import Context
 from ciworker.web.hooks import check_rules
+from ciworker.web.listening import Site, listen, tls
 from ciworker.web.models import (
     PoolChange,
     PoolEntryModel,
@@ -69,10 +72,11 @@ from ciworker.web.models import (
     ResyncReport,
 )
 from ciworker.web.sessions import Login, login_url
+from ciworker.web.throttle import Meter, Proxies
+from ciworker.web.tokenuse import TokenUses
 
 CLOCK = SystemClock()
 IDLE_TIMEOUT = 60.0  # seconds a connection may take to bring a whole header, first or next
-DEAD_PEER = 60.0  # seconds that a peer may leave unacknowledged what was sent to it
 SHUTDOWN_TIMEOUT = 1.0  # seconds for handlers to end, once their streams were told to
 FIRST_TOKEN = "first admin"  # noqa: S105 # its name
 DRAIN_TIMEOUT = 1.0  # seconds for lines that were read to be stored; the engine has them too
@@ -86,6 +90,7 @@ def serve(settings: Settings) -> None:
         Invalid: a setting cannot be.
         SecretsRefused: the file of secrets cannot be used.
         OSError: the port is taken, or the data folder cannot be written.
+        ValueError: the certificate cannot be used.
     """
     configure(settings.log_format)
     check_rules(settings)
@@ -93,10 +98,12 @@ def serve(settings: Settings) -> None:
     os.umask(0o077)  # what jobs print and are given is nobody else's on this machine
     secrets = Secrets(settings.secrets_file)
     _make_data_folder(settings)
-    listener = _listen(settings)
-    holder = f"the worker on http://{settings.host}:{listener.getsockname()[1]}"
+    context = tls(settings)
+    listener = listen(settings)
+    bound = settings if settings.unix_path else _at_port(settings, listener.getsockname()[1])
+    holder = f"the worker on {listens_at(bound)}"
     with StoreLock(settings.data_dir, holder), contextlib.closing(listener):
-        uvloop.run(Worker(settings, listener, secrets).run())
+        uvloop.run(Worker(bound, listener, context, secrets).run())
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +118,9 @@ class Store:
     logs: LogReader
     writer: LogWriter
     feed: Feed
+    audit: Audit
     tokens: Tokens
+    token_uses: TokenUses
     sessions: Sessions
     counter: Counter
     packer: Packer
@@ -124,14 +133,16 @@ class Store:
 def _store(database: Database, tell: Tell) -> Store:
     """tell: what others are told of a change."""
     logs, outbound = LogReader(database), Signal()
-    feed = Feed(logs)
+    feed, tokens = Feed(logs), Tokens(database)
     return Store(
         jobs=Jobs(database, on_change=feed.job_changed, outbox=Outbox(tell, outbound.fire)),
         environments=Environments(database),
         logs=logs,
         writer=LogWriter(database),
         feed=feed,
-        tokens=Tokens(database),
+        audit=Audit(database),
+        tokens=tokens,
+        token_uses=TokenUses(tokens.used),
         sessions=Sessions(database),
         counter=Counter(database),
         packer=Packer(database),
@@ -200,6 +211,7 @@ def _services(
     yield "resync", control.resync.run_periodically()
     yield "drain", control.drain.run()
     yield "deliveries", deliverer.run()
+    yield "token uses", store.token_uses.run()
     yield "retention", Retainer(parts, store.retention, store.packer).run()
     for n in range(WORKERS):
         yield f"worker {n}", control.controller.run_worker()
@@ -218,9 +230,16 @@ async def _end(parts: Parts, pool: PoolController, services: Sequence[asyncio.Ta
 class Worker:
     """One running worker."""
 
-    def __init__(self, settings: Settings, listener: socket.socket, secrets: Secrets) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        listener: socket.socket,
+        tls: ssl.SSLContext | None,
+        secrets: Secrets,
+    ) -> None:
         self._settings = settings
         self._listener = listener
+        self._tls = tls
         self._secrets = secrets
         self._stop = asyncio.Event()
         self._metrics = Metrics()
@@ -296,13 +315,18 @@ class Worker:
         """What the handlers work with."""
         return Context(
             settings=parts.settings,
-            port=self._listener.getsockname()[1],
+            port=parts.settings.port,
             now=parts.clock.now,
             jobs=store.jobs,
             environments=store.environments,
             logs=store.logs,
+            audit=store.audit,
             tokens=store.tokens,
+            token_uses=store.token_uses,
             sessions=store.sessions,
+            proxies=Proxies(parts.settings.trusted_proxies),
+            failures=Meter(parts.settings.failed_token_rate),
+            submits=Meter(parts.settings.submit_rate),
             feed=store.feed,
             notify=control.controller.notify,
             resync=lambda: _reported(control.resync),
@@ -341,8 +365,8 @@ class Worker:
         await runner.setup()
         self._handle_signals()
         try:
-            await web.SockSite(runner, self._listener).start()
-            logger().info("listening", url=f"http://{self._settings.host}:{context.port}")
+            await Site(runner, self._listener, self._tls).start()
+            logger().info("listening", url=listens_at(self._settings))
             yield
         finally:
             await runner.cleanup()
@@ -360,24 +384,9 @@ class Worker:
         self._stop.set()
 
 
-def _listen(settings: Settings) -> socket.socket:
-    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    if family == socket.AF_INET6:  # `::` takes IPv4 too, whatever the system's default
-        listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-    # Inherited by every connection: without it a quiet stream's dead peer stays for 15 minutes.
-    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(DEAD_PEER * 1000))
-    try:
-        listener.bind((settings.host, settings.port))
-    except OSError as error:
-        listener.close()
-        raise OSError(
-            error.errno, f"cannot listen on {settings.host}:{settings.port}: {error.strerror}"
-        ) from error
-    listener.listen(1024)
-    listener.setblocking(False)
-    return listener
+def _at_port(settings: Settings, port: int) -> Settings:
+    """Port 0 is whichever was free."""
+    return settings.model_copy(update={"port": port})
 
 
 def _make_data_folder(settings: Settings) -> None:
@@ -414,7 +423,9 @@ async def _first_token(settings: Settings, tokens: Tokens) -> Token | None:
             os.fsync(file.fileno())
 
     if token is None:  # else a crash came between the commit and the new name
-        token, _ = await tokens.create(FIRST_TOKEN, Role.ADMIN, CLOCK.now(), publish=publish)
+        now = CLOCK.now()
+        deed = Deed(now, Action.CREATE_TOKEN, by="ciworker", address="local", detail=FIRST_TOKEN)
+        token, _ = await tokens.create(FIRST_TOKEN, Role.ADMIN, now, deed=deed, publish=publish)
     temporary.rename(settings.admin_token)
     logger().info("first start: the admin token is stored", file=str(settings.admin_token))
     return token
@@ -422,9 +433,11 @@ async def _first_token(settings: Settings, tokens: Tokens) -> Token | None:
 
 def _show_first_link(context: Context, token: Token) -> None:
     """The one link that may stand in the log: whoever started the worker has no other way in."""
+    if context.settings.unix_path and not context.settings.public_url:
+        logger().info("first start: set public_url, then `ciworker token link` makes a login link")
+        return
     code = context.codes.issue(Login(token, "/", None))
-    own = base_url(context.settings.model_copy(update={"port": context.port}))
-    url = login_url(context.settings, own, code)
+    url = login_url(context.settings, base_url(context.settings), code)
     if sys.stdout.isatty():
         print(f"\nOpen this once, within 5 minutes:  {url}\n", flush=True)  # noqa: T201 # for a person
     else:

@@ -70,5 +70,9 @@ class Unknown(Final):
     """There is no such thing."""
 
 
+class Expired(Final):
+    """It was good until an instant that is past."""
+
+
 class Conflict(Final):
     """The state of the thing forbids it."""

@@ -33,10 +33,22 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
-from ciworker.units import SECRET, format_size, key_of, parse_duration, parse_size
+from ciworker.units import (
+    CENTURY,
+    SECRET,
+    Rate,
+    format_size,
+    key_of,
+    parse_age,
+    parse_duration,
+    parse_rate,
+    parse_size,
+)
 
 PREFIX = "CIWORKER_"
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
+UNIX = "unix:"
+_LONGEST_SOCKET = 107  # bytes of a path, as Linux has it (unix(7))
 _URL = TypeAdapter(HttpUrl)
 _PLACE = re.compile(r"(?:\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::[0-9]{1,5})?|[0-9a-f:.]+", re.ASCII)
 _HOST_KEY = re.compile(r"(?:\S+ +)?((?:ssh|ecdsa|sk)-\S+ +[A-Za-z0-9+/]+=*)(?: .*)?", re.ASCII)
@@ -55,6 +67,25 @@ def _off(value: object) -> object:
     return None if value == "off" else value
 
 
+def _rate(value: object) -> Rate | None:
+    if value is None or isinstance(value, Rate):
+        return value  # a default
+    return None if value == "off" else parse_rate(value)
+
+
+def _peer(value: str) -> str:
+    """An address or network of one, as it is written; or `unix`: whoever comes by our socket."""
+    if value == "unix":
+        return value
+    try:
+        return str(ip_network(value))
+    except ValueError:
+        raise ValueError(
+            f"{value!r} has to be an address, a network such as 10.0.0.0/8 without bits beyond "
+            "its length, or unix"
+        ) from None
+
+
 def _share_or_size(value: object) -> int | float:
     """A share of a disk, such as `20%`, as a float; a size in bytes as an int."""
     if isinstance(value, str) and value.endswith("%"):
@@ -71,16 +102,6 @@ def _percentage(text: str) -> float:
         return float(text[:-1]) / 100
     except ValueError:
         raise ValueError(f"{text!r} has to be a share such as 20%, or a size such as 50g") from None
-
-
-def _age(value: object) -> float:
-    """A duration that may also be in days, such as `30d`."""
-    if not isinstance(value, str) or not value.lower().endswith("d"):
-        return parse_duration(value)
-    try:
-        return parse_duration(f"{value[:-1]}h") * 24
-    except ValueError:
-        raise ValueError(f"{value!r} is no duration: write 12h or 30d") from None
 
 
 def _mount(value: str) -> str:
@@ -142,6 +163,18 @@ def _names(value: object) -> object:
     return [{"name": entry} if isinstance(entry, str) else entry for entry in value]
 
 
+def _host(value: str) -> str:
+    """A name, an address, or `unix:/PATH`."""
+    if not value.startswith(UNIX):
+        return value
+    path = value.removeprefix(UNIX)
+    if not path.startswith("/") or path.endswith("/") or len(path.encode()) > _LONGEST_SOCKET:
+        raise ValueError(
+            f"{value!r} has to be unix:/PATH, absolute, of {_LONGEST_SOCKET} bytes at most"
+        )
+    return value
+
+
 def _origin(value: str | None) -> str | None:
     """A web address without path, as browsers write an origin; an empty one is none."""
     if not value:
@@ -159,11 +192,10 @@ def _no_origin() -> ValueError:
     return ValueError("has to be https://HOST[:PORT], such as https://ci.example.org")
 
 
-CENTURY = 36_500 * 86400.0  # seconds; of some thousand years no instant could be reckoned
-
 Duration = Annotated[float, BeforeValidator(parse_duration), Field(gt=0, le=CENTURY)]
-Age = Annotated[float, BeforeValidator(_age), Field(gt=0, le=CENTURY)]
+Age = Annotated[float, BeforeValidator(parse_age), Field(gt=0, le=CENTURY)]
 Size = Annotated[int, BeforeValidator(parse_size), Field(gt=0)]
+RateOrOff = Annotated[Rate | None, BeforeValidator(_rate)]
 ShareOrSize = Annotated[int | float, BeforeValidator(_share_or_size)]
 
 
@@ -337,10 +369,15 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True)
 
     data_dir: Path = Field(default_factory=lambda: user_data_path("ciworker"))
-    host: str = "127.0.0.1"
+    host: Annotated[str, AfterValidator(_host)] = "127.0.0.1"
     port: int = Field(8480, ge=0, le=65535)
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
     public_url: Annotated[str | None, AfterValidator(_origin)] = None
     allowed_hosts: tuple[str, ...] = ()
+    trusted_proxies: tuple[Annotated[str, AfterValidator(_peer)], ...] = ()
+    failed_token_rate: RateOrOff = Rate(30, 60)
+    submit_rate: RateOrOff = Rate(600, 60)
     docker_host: str | None = None
     max_jobs: int = Field(default_factory=_cores, ge=1)
     max_memory: Size = Field(default_factory=lambda: _machine_memory() * 8 // 10)
@@ -380,6 +417,7 @@ class Settings(BaseSettings):
     git_timeout: Duration = 5 * 60.0
     max_git: Size = 2**30
     keep_jobs: Age = 30 * 86400.0
+    keep_audit: Age = 365 * 86400.0
     store_size: Annotated[ShareOrSize, Field(gt=0)] = 0.2
     min_free: ShareOrSize = 2**30
     pool: Annotated[tuple[PoolEntry, ...], BeforeValidator(_tables)] = ()
@@ -396,6 +434,17 @@ class Settings(BaseSettings):
             raise ValueError(
                 f"max_memory ({self.max_memory} bytes) is less than one job's job_memory "
                 f"({self.job_memory} bytes): no job could ever start"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _tls_fits(self) -> Self:
+        if (self.tls_cert is None) is not (self.tls_key is None):
+            raise ValueError("tls_cert and tls_key belong together: set both, or none")
+        if self.tls_cert is not None and self.unix_path is not None:
+            raise ValueError(
+                "tls_cert: a Unix socket speaks no TLS: leave it to the proxy, or set host to a "
+                "name or an address"
             )
         return self
 
@@ -440,6 +489,16 @@ class Settings(BaseSettings):
         if twice := next((name for name in names if names.count(name) > 1), None):
             raise ValueError(f"setting secret_names: {twice} is there twice: remove one")
         return self
+
+    @property
+    def unix_path(self) -> Path | None:
+        """Of the Unix socket that is listened on, instead of a port."""
+        path = self.host.removeprefix(UNIX)
+        return None if path == self.host else Path(path)
+
+    @property
+    def scheme(self) -> str:
+        return "http" if self.tls_cert is None else "https"
 
     @property
     def parkings(self) -> Sequence[Parking]:

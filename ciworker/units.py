@@ -3,12 +3,15 @@
 import base64
 import binascii
 import re
+from dataclasses import dataclass
 
 SECRET = "whsec_"  # noqa: S105 # what the text of a signing key begins with
 
 _SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600}
 _BYTES = {"": 1, "b": 1, "k": 2**10, "m": 2**20, "g": 2**30}
+CENTURY = 36_500 * 86400.0  # seconds; of some thousand years no instant could be reckoned
 _DURATION = re.compile(r"(\d{1,15}(?:\.\d+)?)([smh]?)", re.ASCII)
+_RATE = re.compile(r"(\d{1,9})/([smh])", re.ASCII)
 _SIZE = re.compile(r"(\d{1,15}(?:\.\d+)?)([bkmg]?)", re.ASCII)
 
 
@@ -22,6 +25,44 @@ def parse_duration(value: object) -> float:
     if number is None:
         raise ValueError(f"{value!r} is no duration: write 90 (seconds), 90s, 10m or 2h")
     return number * _SECONDS[unit]
+
+
+def parse_age(value: object) -> float:
+    """Seconds of a duration that may also be in days, such as `30d`.
+
+    Raises:
+        ValueError: with a sentence that shows the accepted forms.
+    """
+    try:
+        if isinstance(value, str) and value.lower().endswith("d"):
+            return parse_duration(f"{value[:-1]}h") * 24
+        return parse_duration(value)
+    except ValueError:
+        raise ValueError(f"{value!r} is no duration: write 12h or 30d") from None
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """So many in so many seconds, all at once or spread."""
+
+    count: int
+    seconds: int
+
+    def __str__(self) -> str:
+        units = {1: "second", 60: "minute", 3600: "hour"}
+        return f"{self.count} per {units.get(self.seconds, f'{self.seconds} s')}"
+
+
+def parse_rate(value: object) -> Rate:
+    """`600/m`: so many per `s`, `m` or `h`.
+
+    Raises:
+        ValueError: with a sentence that shows the accepted forms.
+    """
+    match = _RATE.fullmatch(value.strip().lower()) if isinstance(value, str) else None
+    if match is None or not int(match[1]):
+        raise ValueError(f"{value!r} is no rate: write 10/s, 600/m or 1000/h, or off")
+    return Rate(int(match[1]), _SECONDS[match[2]])
 
 
 def parse_size(value: object) -> int:

@@ -3,13 +3,37 @@
 import os
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
+from typing import Protocol
 
 import pytest
 
 from tests.chaos.disks import small_disk
 from tests.driver import Worker
+from tests.rows import (  # noqa: F401 # hooks of pytest, which looks for them here
+    ATTACK,
+    pytest_addoption,
+    pytest_collection_finish,
+    pytest_collection_modifyitems,
+    pytest_runtest_makereport,
+    pytest_terminal_summary,
+    recorded,
+)
 
 WorkerFactory = Callable[..., Worker]
+
+
+class Attack(Protocol):
+    """Report what a test tried for a row of the matrix; fails if any of it got through."""
+
+    def __call__(self, number: int, *, tried: int, through: int = 0) -> None: ...
+
+
+@pytest.fixture
+def attack(request: pytest.FixtureRequest) -> Attack:
+    def record(number: int, *, tried: int, through: int = 0) -> None:
+        recorded(request, ATTACK, number, {"tried": tried, "through": through})
+
+    return record
 
 
 def pytest_configure() -> None:

@@ -1,15 +1,16 @@
 """Calls to the worker that runs on this machine, with its own admin token."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import orjson
 import urllib3
 
+from ciworker.cli.connection import base_url, connection
 from ciworker.errors import CiworkerError, TryAgain, Unknown
 from ciworker.settings import Settings
 
 TIMEOUT = 90.0
-ANY = ("0.0.0.0", "::", "")  # noqa: S104 # compared with, not bound to
 
 
 class Unreachable(TryAgain):
@@ -20,17 +21,11 @@ class Refused(CiworkerError):
     """The worker says no; the message is its own."""
 
 
-def base_url(settings: Settings) -> str:
-    """Where a worker with these settings listens, seen from this machine."""
-    host = "127.0.0.1" if settings.host in ANY else settings.host
-    return f"http://[{host}]:{settings.port}" if ":" in host else f"http://{host}:{settings.port}"
-
-
 def call(
     settings: Settings,
     method: str,
     path: str,
-    body: dict[str, str] | None = None,
+    body: Mapping[str, object] | None = None,
     *,
     timeout: float = TIMEOUT,
 ) -> dict[str, Any]:
@@ -40,23 +35,28 @@ def call(
         Unreachable: there is no worker, or it does not answer in time, or with 503.
         Unknown: 404. Refused: any other refusal.
     """
-    url = f"{base_url(settings)}/api/v1{path}"
     headers = {"Authorization": f"Bearer {_token(settings)}"}
     data = None
     if body is not None:
         data, headers["Content-Type"] = orjson.dumps(body), "application/json"
     try:
-        answer = urllib3.request(
-            method,
-            url,
-            body=data,
-            headers=headers,
-            timeout=urllib3.Timeout(total=timeout),
-            retries=False,
-        )
+        with connection(settings) as pool:
+            answer = pool.urlopen(
+                method,
+                f"/api/v1{path}",
+                body=data,
+                headers=headers,
+                timeout=urllib3.Timeout(total=timeout),
+                retries=False,
+            )
     except urllib3.exceptions.ReadTimeoutError as error:
         raise Unreachable(
             f"the worker at {base_url(settings)} does not answer within {timeout:g} s"
+        ) from error
+    except urllib3.exceptions.SSLError as error:
+        raise Unreachable(
+            f"what answers at {base_url(settings)} has not the certificate tls_cert: is it the "
+            f"worker, and with these settings? ({error})"
         ) from error
     except urllib3.exceptions.HTTPError as error:
         raise Unreachable(

@@ -8,16 +8,18 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from ciworker.cli import audit as deeds
 from ciworker.cli import drain as draining
 from ciworker.cli import environments, webhooks
 from ciworker.cli import pool as parking
 from ciworker.cli.api import Unreachable, call
-from ciworker.cli.tokens import RoleName, login_link, token_book
+from ciworker.cli.tokens import RoleName, lifetime, login_link, token_book, told
 from ciworker.errors import CiworkerError
 from ciworker.settings import Settings, load
 from ciworker.units import parse_duration
@@ -132,11 +134,16 @@ def token_create(
     role: Annotated[
         RoleName, typer.Option(help="What it may do; each includes the one before.")
     ] = "submit",
+    expires: Annotated[
+        str | None,
+        typer.Option(metavar="D", help="It opens nothing after that long: 12h, 30d. Else never."),
+    ] = None,
     config: Config = None,
 ) -> None:
     """Make a token and print its text, which cannot be had again."""
     with _explained():
-        typer.echo(token_book(load(config)).create(name, role))
+        expires_in = None if expires is None else lifetime(expires)
+        typer.echo(token_book(load(config)).create(name, role, expires_in))
 
 
 @token.command("list")
@@ -148,8 +155,7 @@ def token_list(config: Config = None, as_json: Json = False) -> None:
         typer.echo(json.dumps(items, indent=2))
         return
     for item in items:
-        state = f"revoked {item['revoked_at']}" if item["revoked_at"] else "valid"
-        typer.echo(f"{item['id']}  {item['role']:<6}  {item['name']}  ({state})")
+        typer.echo(told(item, datetime.now(UTC)))
 
 
 @token.command("revoke")
@@ -168,6 +174,26 @@ def token_link(config: Config = None) -> None:
     """Print a link that logs a browser in as admin: once, within 5 minutes."""
     with _explained():
         typer.echo(login_link(load(config)))
+
+
+@cli.command()
+def audit(
+    since: Annotated[
+        str | None,
+        typer.Option(metavar="D", help="No longer ago than this (12h, 30d), or since an instant."),
+    ] = None,
+    limit: Annotated[int, typer.Option(metavar="N", help="At most so many.")] = 50,
+    config: Config = None,
+    as_json: Json = False,
+) -> None:
+    """Print who did what, newest first, of a worker that runs or is stopped."""
+    with _explained():
+        items = deeds.history(load(config), since, limit)
+    if as_json:
+        typer.echo(json.dumps(items, indent=2))
+        return
+    for item in items:
+        typer.echo(deeds.told(item))
 
 
 @env.command("list")

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 from ciworker.cli import webhooks
 from ciworker.cli.api import Refused, Unreachable, call
+from ciworker.cli.certificate import certificate
 from ciworker.cli.finding import Finding
 from ciworker.cli.reach import reach
 from ciworker.cli.secrets import look_at_secrets
@@ -42,6 +43,7 @@ async def examine(settings: Settings) -> list[Finding]:
         *[finding async for finding in _engine(settings)],
         _disk("data disk", settings.data_dir, settings),
         worker,
+        *certificate(settings),
         *reach(settings, running=worker.ok),
         *(webhooks.findings(settings) if worker.ok else ()),
     ]

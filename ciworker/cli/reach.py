@@ -1,11 +1,14 @@
 """Whether the worker's port is reached as it is configured: asked by real connections."""
 
+import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 import ifaddr
 import orjson
 import urllib3
+from urllib3 import HTTPConnectionPool, connection_from_url
 from urllib3.exceptions import (
     ConnectTimeoutError,
     HTTPError,
@@ -15,7 +18,7 @@ from urllib3.exceptions import (
     SSLError,
 )
 
-from ciworker.cli.api import ANY, base_url
+from ciworker.cli.connection import ANY, base_url, connection, url_of
 from ciworker.cli.finding import Finding
 from ciworker.cli.firewall import shuts
 from ciworker.settings import Settings
@@ -45,6 +48,8 @@ def reach(settings: Settings, *, running: bool) -> Iterator[Finding]:
 
 def _port(settings: Settings) -> Finding:
     """No worker listens: could one?"""
+    if settings.unix_path:
+        return _socket(settings.unix_path)
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     where = f"{settings.host}:{settings.port}"
     try:
@@ -57,15 +62,25 @@ def _port(settings: Settings) -> Finding:
     return Finding("port", True, f"{where} is free; who reaches it can be seen once a worker runs")
 
 
+def _socket(path: Path) -> Finding:
+    folder = path.parent
+    if os.access(folder, os.W_OK | os.X_OK):
+        return Finding("port", True, f"{path} can be made, or taken over if nobody listens on it")
+    mend = f"mkdir -p {folder}; chown {os.getuid()} {folder}"
+    return Finding("port", False, f"{path} cannot be made", mend)
+
+
 def _addresses(settings: Settings) -> Finding:
     """Whether others may reach it: our own connections, and what the rules plainly say."""
     check, port = "firewall", settings.port
+    if settings.unix_path:
+        return Finding(check, True, f"{settings.unix_path} is for this machine and its proxy alone")
     hosts = _listening(settings)
     outside = [host for host in hosts if not host.startswith(_LOCAL)]
     if not outside:
         said = f"port {port} listens on {', '.join(hosts)}: for this machine alone"
         return Finding(check, True, said)
-    shut = [f"{host} ({why})" for host in outside if (why := _trouble(_url(host, port), port))]
+    shut = [f"{host} ({why})" for host in outside if (why := _trouble_at(settings, host))]
     if shut:
         mend = _OPEN_FIREWALL.format(port=port)
         return Finding(check, False, f"port {port} does not answer at {', '.join(shut)}", mend)
@@ -78,11 +93,11 @@ def _addresses(settings: Settings) -> Finding:
             check,
             False,
             f"port {port} listens on {', '.join(outside)}, but has no name that others may ask for",
-            f"set public_url, such as {_url(outside[0], port)}, or host to 127.0.0.1",
+            f"set public_url, such as {url_of(settings, outside[0])}, or host to 127.0.0.1",
         )
     said = (
         f"port {port} answers at {', '.join(outside)}, asked from this machine; what a "
-        f"firewall does shows from another: curl -i {_url(outside[0], port)}/healthz"
+        f"firewall does shows from another: curl -i {url_of(settings, outside[0])}/healthz"
     )
     return Finding(check, True, said)
 
@@ -103,13 +118,9 @@ def _listening(settings: Settings) -> list[str]:
     return found
 
 
-def _url(host: str, port: int) -> str:
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-
-
 def _public(settings: Settings, url: str) -> Finding:
     check = "public_url"
-    trouble = _trouble(url, None)
+    trouble = _trouble(connection_from_url(url), {})
     if not trouble:
         return Finding(check, True, f"{url} leads to a worker")
     mends = {
@@ -124,16 +135,22 @@ def _public(settings: Settings, url: str) -> Finding:
     return Finding(check, False, f"{url}: {trouble}", mend)
 
 
-def _trouble(url: str, port: int | None) -> str:
-    """Why no worker answers at this URL; "" if one does.
+def _trouble_at(settings: Settings, host: str) -> str:
+    """Why the worker does not answer at this address; "" if it does.
 
-    port: ask under the local name that every worker on it knows, whatever the URL's own.
+    It is asked under the local name that every worker knows.
     """
-    headers = {"Host": f"127.0.0.1:{port}"} if port else {}
+    local = {"Host": f"127.0.0.1:{settings.port}"}
+    return _trouble(connection(settings, host), local)
+
+
+def _trouble(to: HTTPConnectionPool, headers: Mapping[str, str]) -> str:
+    """Why no worker answers there; "" if one does."""
     try:
-        answer = urllib3.request(
-            "GET", f"{url.rstrip('/')}/healthz", headers=headers, timeout=TIMEOUT, retries=False
-        )
+        with to as pool:
+            answer = pool.urlopen(
+                "GET", "/healthz", headers=headers, timeout=urllib3.Timeout(TIMEOUT), retries=False
+            )
     except HTTPError as error:
         return _named(error)
     if answer.status == 403:

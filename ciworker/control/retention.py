@@ -81,7 +81,9 @@ class Retainer:
         what a crash, an error or a reader left of earlier removals.
         """
         await self._take_away(await self._store.hidden())
-        await self._store.remove_outdated(self._clock.now())
+        now = self._clock.now()
+        await self._store.remove_outdated(now)
+        await self._store.remove_deeds(now - timedelta(seconds=self._settings.keep_audit))
         aged = await self._remove_aged()
         crowded = await self._remove_crowded()
         if aged or crowded:

@@ -31,6 +31,8 @@ from ciworker.domain.job import (
     Stop,
 )
 from ciworker.errors import Conflict
+from ciworker.store import audit
+from ciworker.store.audit import Deed
 from ciworker.store.kept import Kept
 from ciworker.store.schema import (
     EnvironmentRow,
@@ -110,7 +112,13 @@ class Jobs:
         self._kept = Kept[Job](KEPT)
 
     async def add(
-        self, job: Job, submitter: str, key: str | None, more_keys: Sequence[str] = ()
+        self,
+        job: Job,
+        submitter: str,
+        key: str | None,
+        more_keys: Sequence[str] = (),
+        *,
+        deed: Deed | None = None,
     ) -> Job:
         """Store a new job, or find the one that the same submitter made with one of these keys.
 
@@ -119,6 +127,7 @@ class Jobs:
             submitter: the id of the token that submits.
             key: its Idempotency-Key, if it sent one.
             more_keys: likewise.
+            deed: told by the audit history if the job is new.
         """
 
         keys = [*([key] if key else []), *more_keys]
@@ -138,6 +147,7 @@ class Jobs:
             connection = await session.connection()
             await connection.execute(insert(_EVENTS), event)
             await self._outbox.put(connection, job, job.created_at)
+            await audit.write(session, deed)
             return job
 
         def committed(stored: Job | None) -> None:
@@ -382,9 +392,13 @@ class Jobs:
         message: str,
         *,
         reason: Reason | None = None,
+        deed: Deed | None = None,
         **changes: Any,
     ) -> Job | None:
-        """Write facts beside the status, and a line of history. None: ended, or never was."""
+        """Write facts beside the status, and a line of history. None: ended, or never was.
+
+        deed: told by the audit history as well.
+        """
 
         async def work(session: AsyncSession) -> Job | None:
             job = await session.run_sync(_find, job_id)
@@ -393,6 +407,7 @@ class Jobs:
             connection = await session.connection()
             event = _event(job_id, at, (job.status, job.status), reason, message)
             await connection.execute(insert(_EVENTS), event)
+            await audit.write(session, deed)
             if not changes:
                 return job
             return _job((await connection.execute(_changed(job_id, changes))).one())

@@ -209,6 +209,23 @@ STEPS: tuple[tuple[str, ...], ...] = (
         "CREATE INDEX webhook_delivery_state ON webhook_delivery (state, id)",
     ),
     ("ALTER TABLE job ADD COLUMN granted JSON NOT NULL DEFAULT '{}'",),
+    (
+        "ALTER TABLE token ADD COLUMN expires_at BIGINT",
+        "ALTER TABLE token ADD COLUMN last_used_at BIGINT",
+        """
+        CREATE TABLE audit (
+            id INTEGER NOT NULL PRIMARY KEY,
+            at BIGINT NOT NULL,
+            token_id VARCHAR,
+            "by" VARCHAR NOT NULL,
+            address VARCHAR NOT NULL,
+            action VARCHAR NOT NULL,
+            subject VARCHAR NOT NULL,
+            detail VARCHAR NOT NULL
+        )
+        """,
+        "CREATE INDEX audit_at ON audit (at, id)",
+    ),
 )
 
 

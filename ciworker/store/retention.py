@@ -1,4 +1,4 @@
-"""What may go: jobs that ended long ago, with their history and log; keys and sessions of old.
+"""What may go: jobs that ended long ago, with history and log; keys, sessions and deeds of old.
 
 Everything in steps so small that the writer is free again at once. So a job is hidden first, from
 all that look for jobs (`Jobs.hide`), and then taken away, now or later: `hidden` tells what is left
@@ -16,6 +16,7 @@ from typing import Any
 import orjson
 from sqlmodel.ext.asyncio.session import AsyncSession
 
+from ciworker.store.audit import MOST_KEPT
 from ciworker.store.jobs import IDEMPOTENCY_WINDOW
 from ciworker.store.schema import microseconds
 from ciworker.store.session import WAL_LIMIT, Database
@@ -77,6 +78,15 @@ _SESSIONS = """
     DELETE FROM session WHERE rowid IN (SELECT rowid FROM session WHERE expires_at <= ? LIMIT ?)
 """
 
+_DEEDS = """
+    DELETE FROM audit WHERE id IN (SELECT id FROM audit WHERE at <= ? LIMIT ?)
+"""
+_TOO_MANY_DEEDS = """
+    DELETE FROM audit WHERE id IN (
+        SELECT id FROM audit WHERE id <= (SELECT max(id) FROM audit) - ? LIMIT ?
+    )
+"""
+
 
 class Retention:
     """Removes from one database."""
@@ -121,6 +131,14 @@ class Retention:
             pass
         sessions = (microseconds(now), ROWS_PER_STEP)
         while await self._delete(_SESSIONS, sessions) == ROWS_PER_STEP:
+            pass
+
+    async def remove_deeds(self, before: datetime) -> None:
+        """What the audit history tells of that time and earlier, and the oldest of too many."""
+        old = (microseconds(before), ROWS_PER_STEP)
+        while await self._delete(_DEEDS, old) == ROWS_PER_STEP:
+            pass
+        while await self._delete(_TOO_MANY_DEEDS, (MOST_KEPT, ROWS_PER_STEP)) == ROWS_PER_STEP:
             pass
 
     async def used_bytes(self) -> int:

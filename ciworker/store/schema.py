@@ -29,9 +29,9 @@ def microseconds(instant: datetime) -> int:
     return (instant - _EPOCH) // _MICROSECOND
 
 
-def instant(at: int) -> datetime:
-    """The reverse of `microseconds`."""
-    return _EPOCH + at * _MICROSECOND
+def instant(microseconds: int) -> datetime:
+    """What a table holds, as an aware instant."""
+    return _EPOCH + microseconds * _MICROSECOND
 
 
 class Instant(TypeDecorator[datetime]):
@@ -279,6 +279,24 @@ class TokenRow(SQLModel, table=True):
     digest: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
     created_at: datetime = Field(sa_column=Column(Instant, nullable=False))
     revoked_at: datetime | None = Field(default=None, sa_column=Column(Instant))
+    expires_at: datetime | None = Field(default=None, sa_column=Column(Instant))
+    last_used_at: datetime | None = Field(default=None, sa_column=Column(Instant))
+
+
+class AuditRow(SQLModel, table=True):
+    """What somebody did; see `store/audit.py`."""
+
+    __tablename__ = "audit"
+    __table_args__ = (Index("audit_at", "at", "id"),)
+
+    id: int | None = Field(default=None, primary_key=True)
+    at: datetime = Field(sa_column=Column(Instant, nullable=False))
+    token_id: str | None = None
+    by: str
+    address: str
+    action: str
+    subject: str
+    detail: str
 
 
 class SessionRow(SQLModel, table=True):

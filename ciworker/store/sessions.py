@@ -1,18 +1,21 @@
 """Sessions of people in a browser: random, kept as SHA-256, each bound to a token.
 
 A session may do what its token may, and is dead once that is revoked. One that was made through
-another session lives no longer than that one.
+another session lives no longer than that one, and none longer than its token.
 """
 
 import hmac
 import secrets
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from sqlalchemy import Delete, delete
 from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
+from ciworker.store import audit
+from ciworker.store.audit import Deed
 from ciworker.store.schema import SessionRow, TokenRow
 from ciworker.store.session import Database
 from ciworker.store.tokens import SECRET_BYTES, Token, digest, token_of
@@ -36,24 +39,34 @@ class Sessions:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def begin(self, token_id: str, at: datetime, parent: str | None = None) -> str | None:
+    async def begin(
+        self,
+        token_id: str,
+        at: datetime,
+        parent: str | None = None,
+        *,
+        deed: Deed | None = None,
+    ) -> str | None:
         """The text of a new session, which cannot be had again.
 
         Args:
             token_id: whose it is.
             at: now.
             parent: the id of the session through which it is made: it ends when that does.
+            deed: told by the audit history, with the session's id.
 
         Returns:
-            None if the token is revoked or the parent is over.
+            None if the token or the parent is over.
         """
         own_id, secret = secrets.token_hex(6), secrets.token_urlsafe(SECRET_BYTES)
 
         async def work(session: AsyncSession) -> bool:
             await session.exec(_expired(at))
-            token = await session.get(TokenRow, token_id)
-            expires_at = await _end_of(session, parent, at)
-            if token is None or token.revoked_at is not None or expires_at is None:
+            row = await session.get(TokenRow, token_id)
+            if row is None or (token := token_of(row)).is_over(at):
+                return False
+            expires_at = await _end_of(session, token, parent, at)
+            if expires_at is None:
                 return False
             await session.exec(_surplus(token_id, parent))
             session.add(
@@ -66,6 +79,8 @@ class Sessions:
                     expires_at=expires_at,
                 )
             )
+            if deed is not None:
+                await audit.write(session, replace(deed, subject=own_id))
             return True
 
         return f"{own_id}_{secret}" if await self._database.write(work) else None
@@ -83,33 +98,40 @@ class Sessions:
         found = await self._database.first(query)
         if found is None or not hmac.compare_digest(found[0].digest, digest(secret)):
             return None
-        session, token = found
-        if session.expires_at <= at or token.revoked_at is not None:
+        session, token = found[0], token_of(found[1])
+        if session.expires_at <= at or token.is_over(at):
             return None
-        return Session(session.id, token_of(token), session.expires_at)
+        return Session(session.id, token, session.expires_at)
 
-    async def end(self, text: str, at: datetime) -> None:
+    async def end(
+        self, text: str, at: datetime, deed: Callable[[Session], Deed] | None = None
+    ) -> None:
         """From now on the session opens nothing, nor does any that was made through it.
 
-        A text that opens nothing now ends nothing.
+        A text that opens nothing now ends nothing. deed: told by the audit history.
         """
         ending = await self.check(text, at)
         if ending is None:
             return
         statement = delete(SessionRow).where(col(SessionRow.id) == ending.id)
+        told = deed(ending) if deed else None
 
         async def work(session: AsyncSession) -> None:
             await session.exec(statement)
+            await audit.write(session, told)
 
         await self._database.write(work)
 
 
-async def _end_of(session: AsyncSession, parent: str | None, at: datetime) -> datetime | None:
+async def _end_of(
+    session: AsyncSession, token: Token, parent: str | None, at: datetime
+) -> datetime | None:
     """When a session that begins now expires; None if its parent is over."""
+    latest = min(at + LIFETIME, token.expires_at or at + LIFETIME)
     if parent is None:
-        return at + LIFETIME
+        return latest
     row = await session.get(SessionRow, parent)
-    return min(at + LIFETIME, row.expires_at) if row else None
+    return min(latest, row.expires_at) if row else None
 
 
 def _expired(at: datetime) -> Delete:

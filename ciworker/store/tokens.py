@@ -3,8 +3,8 @@
 import hashlib
 import hmac
 import secrets
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import IntEnum
 
@@ -12,7 +12,9 @@ from sqlalchemy import update
 from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from ciworker.errors import Unknown
+from ciworker.errors import Expired, Unknown
+from ciworker.store import audit
+from ciworker.store.audit import Deed
 from ciworker.store.schema import TokenRow
 from ciworker.store.session import Database
 
@@ -34,13 +36,23 @@ class Role(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """A token as it may be shown: without its secret."""
+    """A token as it may be shown: without its secret.
+
+    last_used_at: as it was last stored, at most a minute late.
+    """
 
     id: str
     name: str
     role: Role
     created_at: datetime
     revoked_at: datetime | None = None
+    expires_at: datetime | None = None
+    last_used_at: datetime | None = None
+
+    def is_over(self, at: datetime) -> bool:
+        """Whether it opens nothing any more, for either reason."""
+        expired = self.expires_at is not None and self.expires_at <= at
+        return expired or self.revoked_at is not None
 
 
 class Tokens:
@@ -55,6 +67,8 @@ class Tokens:
         role: Role,
         at: datetime,
         *,
+        expires_at: datetime | None = None,
+        deed: Deed | None = None,
         publish: Callable[[str], None] = lambda _text: None,
     ) -> tuple[Token, str]:
         """A new token and its text, which cannot be had again.
@@ -63,24 +77,37 @@ class Tokens:
             name: whose it is.
             role: what it may do.
             at: now.
+            expires_at: from when on it opens nothing; None: it stays good until it is revoked.
+            deed: told by the audit history, with the token's id.
             publish: gets the text before the token counts; if it raises, there is no token.
         """
         token_id, secret = secrets.token_hex(6), secrets.token_urlsafe(SECRET_BYTES)
         text = f"{_PREFIX}_{token_id}_{secret}"
         row = TokenRow(
-            id=token_id, name=name, role=role.label, digest=digest(secret), created_at=at
+            id=token_id,
+            name=name,
+            role=role.label,
+            digest=digest(secret),
+            created_at=at,
+            expires_at=expires_at,
         )
 
         async def work(session: AsyncSession) -> None:
             session.add(row)
             await session.flush()
+            if deed is not None:
+                await audit.write(session, replace(deed, subject=token_id))
             publish(text)
 
         await self._database.write(work)
-        return Token(token_id, name, role, at), text
+        return Token(token_id, name, role, at, expires_at=expires_at), text
 
-    async def check(self, text: str) -> Token | None:
-        """The token of this text, if it is one and is not revoked."""
+    async def check(self, text: str, at: datetime) -> Token | None:
+        """The token of this text, if it is one and is not revoked.
+
+        Raises:
+            Expired: it was one until some time ago.
+        """
         if not text.isascii():
             return None
         prefix, _, rest = text.partition("_")
@@ -90,15 +117,19 @@ class Tokens:
         row = await self._database.first(select(TokenRow).where(col(TokenRow.id) == token_id))
         if row is None or row.revoked_at is not None:
             return None
-        return token_of(row) if hmac.compare_digest(row.digest, digest(secret)) else None
+        if not hmac.compare_digest(row.digest, digest(secret)):
+            return None
+        if row.expires_at is not None and row.expires_at <= at:
+            raise Expired(f"the token expired at {row.expires_at:%Y-%m-%d %H:%M} UTC")
+        return token_of(row)
 
     async def list(self) -> list[Token]:
         """Oldest first, the revoked ones too."""
         query = select(TokenRow).order_by(col(TokenRow.created_at))
         return [token_of(row) for row in await self._database.rows(query)]
 
-    async def revoke(self, token_id: str, at: datetime) -> None:
-        """From now on the token opens nothing.
+    async def revoke(self, token_id: str, at: datetime, *, deed: Deed | None = None) -> None:
+        """From now on the token opens nothing; deed: told by the audit history.
 
         Raises:
             Unknown: there is no such token that is not revoked.
@@ -110,10 +141,22 @@ class Tokens:
         )
 
         async def work(session: AsyncSession) -> int:
-            return (await session.exec(statement)).rowcount
+            revoked = (await session.exec(statement)).rowcount
+            await audit.write(session, deed if revoked else None)
+            return revoked
 
         if not await self._database.write(work):
             raise Unknown(f"there is no token {token_id!r}: see `ciworker token list`")
+
+    async def used(self, uses: Mapping[str, datetime]) -> None:
+        """Store when tokens were last used, by id."""
+
+        async def work(session: AsyncSession) -> None:
+            for token_id, at in uses.items():
+                by_id = update(TokenRow).where(col(TokenRow.id) == token_id)
+                await session.exec(by_id.values(last_used_at=at))
+
+        await self._database.write(work, durable=False)
 
 
 def digest(secret: str) -> bytes:
@@ -123,4 +166,12 @@ def digest(secret: str) -> bytes:
 
 def token_of(row: TokenRow) -> Token:
     """The row as it may be shown."""
-    return Token(row.id, row.name, Role[row.role.upper()], row.created_at, row.revoked_at)
+    return Token(
+        id=row.id,
+        name=row.name,
+        role=Role[row.role.upper()],
+        created_at=row.created_at,
+        revoked_at=row.revoked_at,
+        expires_at=row.expires_at,
+        last_used_at=row.last_used_at,
+    )

@@ -2,24 +2,32 @@
 
 import re
 from collections.abc import Collection
+from datetime import datetime
 
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
+from ciworker.errors import Expired
 from ciworker.settings import Settings
 from ciworker.store.sessions import Session
 from ciworker.store.tokens import Role, Token
 from ciworker.web.context import CONTEXT
 from ciworker.web.problems import Refused, problem
 from ciworker.web.sessions import cookie_name
+from ciworker.web.throttle import site, too_many
 
 TOKEN: web.RequestKey[Token] = web.RequestKey("token", Token)
 
 SESSION: web.RequestKey[Session] = web.RequestKey("session", Session)  # of who came by one
 
-_LOCAL = ("127.0.0.1", "localhost", "[::1]")
-_HTTP = 80
+UNTIL: web.RequestKey[datetime] = web.RequestKey("until", datetime)  # where access has an end
+
+LOCALHOST = "localhost"  # what whoever comes by a Unix socket asks for
+_LOCAL = ("127.0.0.1", LOCALHOST, "[::1]")
+_DEFAULT_PORTS = {"http": 80, "https": 443}
+_CHALLENGE = {"WWW-Authenticate": "Bearer"}
 _READING = ("GET", "HEAD")
+_ASK = "ask the operator for one (`ciworker token create`)"
 _PORT = re.compile(r":\d+$", re.ASCII)
 
 
@@ -27,10 +35,11 @@ def allowed_hosts(settings: Settings, port: int) -> frozenset[str]:
     """Values of the Host header that are ours: a page of another name may not reach the API.
 
     Clients leave out the default port of their scheme. Names that the operator gave without a
-    port are ours with our own port too.
+    port are ours with our own port too. A Unix socket has no port.
     """
-    local = {f"{name}:{port}" for name in _LOCAL}
-    bare = set(_LOCAL) if port == _HTTP else set()
+    local = set() if settings.unix_path else {f"{name}:{port}" for name in _LOCAL}
+    is_default = port == _DEFAULT_PORTS[settings.scheme]
+    bare = set(_LOCAL) if is_default or settings.unix_path else set()
     public = (settings.public_url or "").partition("://")[2]
     named = {host.lower() for host in (public, *settings.allowed_hosts) if host}
     with_port = {f"{host}:{port}" for host in named if not _PORT.search(host)}
@@ -56,13 +65,26 @@ async def authorise(request: web.Request, role: Role) -> None:
     """Let a request in whose token, or whose session's token, has at least `role`.
 
     Raises:
-        Refused: 401 without a valid one; 403 with one of a lower role, or when a session writes
-            from a page that is not ours.
+        Refused: 401 without a valid one, 429 after too many wrong ones from one address, whose
+            good ones are let in all the same; 403 with one of a lower role, or when a session
+            writes from a page that is not ours.
     """
-    token = await _token(request)
+    try:
+        token = await _token(request)
+    except _WrongToken:
+        _count_wrong(request)
+        raise
     if token.role < role:
         raise Refused(403, f"this needs a token of role {role.label}, yours is {token.role.label}")
     request[TOKEN] = token
+    context = request.app[CONTEXT]
+    context.token_uses.note(token.id, context.now())
+
+
+def address(request: web.Request) -> str:
+    """Whom the request came from, as far as it can be known; `unix` by our Unix socket."""
+    forwarded = request.headers.getall("X-Forwarded-For", [])
+    return request.app[CONTEXT].proxies.client(request.remote or "", forwarded)
 
 
 async def is_still_in(request: web.Request) -> bool:
@@ -109,6 +131,7 @@ async def _token(request: web.Request) -> Token:
     if request.method not in _READING:
         check_origin(request)
     request[SESSION] = session
+    request[UNTIL] = session.expires_at
     return session.token
 
 
@@ -116,11 +139,15 @@ async def _bearer(request: web.Request) -> Token:
     scheme, _, text = request.headers["Authorization"].partition(" ")
     if scheme.lower() != "bearer":
         raise _no_token()
-    token = await request.app[CONTEXT].tokens.check(text.strip())
+    context = request.app[CONTEXT]
+    try:
+        token = await context.tokens.check(text.strip(), context.now())
+    except Expired as error:
+        raise _WrongToken(f"{error}: {_ASK}") from error
     if token is None:
-        raise _unauthorised(
-            "the token is wrong or revoked: ask the operator for one (`ciworker token create`)"
-        )
+        raise _WrongToken(f"the token is wrong or revoked: {_ASK}")
+    if token.expires_at is not None:
+        request[UNTIL] = token.expires_at
     return token
 
 
@@ -129,4 +156,18 @@ def _no_token() -> Refused:
 
 
 def _unauthorised(detail: str) -> Refused:
-    return Refused(401, detail, {"WWW-Authenticate": "Bearer"})
+    return Refused(401, detail, _CHALLENGE)
+
+
+def _count_wrong(request: web.Request) -> None:
+    """Count a wrong token. Raises Refused, 429, where there were too many."""
+    asked_from = address(request)
+    if wait := request.app[CONTEXT].failures.take(site(asked_from)):
+        raise too_many(wait, f"too many wrong tokens came from {asked_from}") from None
+
+
+class _WrongToken(Refused):
+    """A token was sent, and opens nothing."""
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(401, detail, _CHALLENGE)

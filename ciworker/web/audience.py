@@ -32,11 +32,11 @@ class Place(Protocol):
 
 
 class Seat:
-    """One reader's connection. `watched` by a session: now and then its task has to look."""
+    """One reader's connection. may_expire: now and then its task has to look."""
 
-    def __init__(self, request: web.Request, place: Place, *, by_session: bool) -> None:
+    def __init__(self, request: web.Request, place: Place, *, may_expire: bool) -> None:
         self.place = place
-        self.by_session = by_session
+        self.may_expire = may_expire
         self.due = 0.0  # when a comment is, by the loop's clock
         self._request = request
         self._protocol = request.protocol
@@ -119,7 +119,7 @@ class Audience:
         self._timer = loop.call_later(self._interval / LOOKS, self._comment, loop)
 
     def _comment(self, loop: asyncio.AbstractEventLoop) -> None:
-        """To those for whom it is due; a session's time may be over."""
+        """To those for whom it is due; the time of some access may be over."""
         self._timer, now, due = None, loop.time(), list[Seat]()
         for seat in self._seats:
             if seat.due > now:
@@ -128,7 +128,7 @@ class Audience:
         piece = as_piece(frames.COMMENT)
         for seat in due:
             del self._seats[seat]
-            if seat.write(piece) and not seat.by_session:
+            if seat.write(piece) and not seat.may_expire:
                 seat.due = now + self._interval
                 self._seats[seat] = None
             else:

@@ -12,6 +12,7 @@ from ciworker.engine.disks import Disk
 from ciworker.feed.feed import Feed, Signal
 from ciworker.metrics import Metrics
 from ciworker.settings import Settings
+from ciworker.store.audit import Audit
 from ciworker.store.counts import Counter
 from ciworker.store.environments import Environments
 from ciworker.store.jobs import Jobs
@@ -22,6 +23,8 @@ from ciworker.store.webhooks import Deliveries
 from ciworker.web.ends import Ends
 from ciworker.web.models import PoolChange, PoolReport, ResyncReport
 from ciworker.web.sessions import Codes
+from ciworker.web.throttle import Meter, Proxies
+from ciworker.web.tokenuse import TokenUses
 from ciworker.web.watchers import Watchers
 
 HOOKS = 16
@@ -77,6 +80,7 @@ class Context:
     secret: the value of a secret by its name, if it has one.
     hook_turns: of forges' deliveries that are read, before it is known who sent them.
     ends: the last that is told of jobs.
+    failures, submits: what is counted of wrong tokens, by address, and of submits, by token.
     closing: fires when the worker goes down and streams have to end.
     access_ended: fires when a token or a session does before its time.
     """
@@ -87,8 +91,13 @@ class Context:
     jobs: Jobs
     environments: Environments
     logs: LogReader
+    audit: Audit
     tokens: Tokens
+    token_uses: TokenUses
     sessions: Sessions
+    proxies: Proxies
+    failures: Meter
+    submits: Meter
     feed: Feed
     notify: Callable[[str], None]
     resync: Callable[[], Awaitable[ResyncReport]]

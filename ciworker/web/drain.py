@@ -3,9 +3,11 @@
 from aiohttp import web
 
 from ciworker.domain.job import Job
+from ciworker.store.audit import Action
 from ciworker.telemetry import logger
 from ciworker.web.access import TOKEN
 from ciworker.web.answers import json_answer
+from ciworker.web.audit import record
 from ciworker.web.context import CONTEXT, Context
 from ciworker.web.models import AwaitedJob, DrainReport
 from ciworker.web.problems import Refused
@@ -17,6 +19,7 @@ async def drain(request: web.Request) -> web.Response:
     """Take no new jobs, wait for those that run, then exit; queued ones are the next worker's."""
     context = request.app[CONTEXT]
     awaited = await _all_awaited(context)  # first: a 503 for want of the store drains nothing
+    await record(request, Action.DRAIN)
     context.drain.begin()
     logger().info("draining", by=request[TOKEN].name)
     return _reported(context, awaited)
@@ -30,6 +33,7 @@ async def show_drain(request: web.Request) -> web.Response:
 
 async def undo_drain(request: web.Request) -> web.Response:
     """Take and start jobs again."""
+    await record(request, Action.UNDO_DRAIN)
     request.app[CONTEXT].drain.undo()
     logger().info("draining no more", by=request[TOKEN].name)
     return await show_drain(request)

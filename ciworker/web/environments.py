@@ -6,8 +6,10 @@ from aiohttp import web
 
 from ciworker.domain.environment import Environment, EnvironmentStatus
 from ciworker.errors import Conflict, Unknown
+from ciworker.store.audit import Action
 from ciworker.web.access import TOKEN
 from ciworker.web.answers import json_answer
+from ciworker.web.audit import record
 from ciworker.web.context import CONTEXT, Context
 from ciworker.web.models import EnvironmentList, EnvironmentModel, EnvironmentNames
 
@@ -38,6 +40,7 @@ async def remove_environment(request: web.Request) -> web.Response:
         raise Unknown(f"there is no environment {key[:80]!r}: see `ciworker env list`")
     if key in await context.jobs.environments_in_use():
         raise Conflict(f"environment {key[:12]} is in use: remove it once its jobs have ended")
+    await record(request, Action.REMOVE_ENVIRONMENT, key)
     if not await _removed(context, environment, request[TOKEN].name):
         raise Conflict(
             f"environment {key[:12]} is still there: it was taken into use just now, is being "
@@ -49,6 +52,7 @@ async def remove_environment(request: web.Request) -> web.Response:
 async def prune_environments(request: web.Request) -> web.Response:
     """Remove all that no job needs."""
     context, by = request.app[CONTEXT], request[TOKEN].name
+    await record(request, Action.PRUNE_ENVIRONMENTS)
     in_use = await context.jobs.environments_in_use()
     kept = [e for e in await context.environments.all() if e.layer is not None]
     unused = [environment for environment in kept if environment.key not in in_use]

@@ -24,7 +24,9 @@ from ciworker.domain.job import Job
 from ciworker.domain.secrets import HOOK
 from ciworker.errors import Invalid, Unknown
 from ciworker.settings import HookRule, Settings
+from ciworker.store.audit import Action, Deed
 from ciworker.telemetry import logger
+from ciworker.web.access import address
 from ciworker.web.answers import json_answer
 from ciworker.web.context import CONTEXT, Context
 from ciworker.web.diskguard import check_room
@@ -50,7 +52,7 @@ async def receive_hook(request: web.Request) -> web.Response:
         return json_answer(HookAnswer(jobs=[], message="nothing to build: no rule wants it"))
     check_taking(context)
     await check_room(context)
-    jobs = [await _make(context, rule, change, _keys(rule, headers, body)) for rule in wanted]
+    jobs = [await _make(request, rule, change, _keys(rule, headers, body)) for rule in wanted]
     return json_answer(HookAnswer(jobs=jobs, message=None), status=202)
 
 
@@ -142,8 +144,9 @@ def _keys(rule: HookRule, headers: Mapping[str, str], body: bytes) -> Sequence[s
     return [hashlib.sha256(about + key).hexdigest() for key in keys]
 
 
-async def _make(context: Context, rule: HookRule, change: Change, keys: Sequence[str]) -> str:
+async def _make(request: web.Request, rule: HookRule, change: Change, keys: Sequence[str]) -> str:
     """The job of this change, which may be there already; its id."""
+    context, submitter = request.app[CONTEXT], f"hook:{rule.forge}"
     wanted = SpecRequest(
         project=rule.project, git=GitRequest(url=rule.repository, ref=change.commit)
     )
@@ -162,7 +165,8 @@ async def _make(context: Context, rule: HookRule, change: Change, keys: Sequence
         allowed=() if change.fork else rule.secrets,
         more={"hook": hook},
     )
-    stored: Job = await context.jobs.add(job, f"hook:{rule.forge}", keys[0], keys[1:])
+    deed = Deed(job.created_at, Action.SUBMIT, submitter, address(request), subject=job.id)
+    stored: Job = await context.jobs.add(job, submitter, keys[0], keys[1:], deed=deed)
     if stored.id == job.id:
         logger().info("made by a hook", job=job.id, forge=rule.forge, hook_event=change.event.value)
         context.notify(job.id)

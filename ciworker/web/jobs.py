@@ -6,8 +6,10 @@ from aiohttp import web
 
 from ciworker.domain.job import Job, Kind, Status
 from ciworker.errors import Conflict, Invalid
+from ciworker.store.audit import Action
 from ciworker.web.access import TOKEN
 from ciworker.web.answers import choice, found, json_answer, number, parameter
+from ciworker.web.audit import deed, record
 from ciworker.web.context import CONTEXT
 from ciworker.web.detail import detail
 from ciworker.web.drain import check_taking
@@ -58,11 +60,18 @@ async def cancel_job(request: web.Request) -> web.Response:
 async def _ask(request: web.Request, job: Job) -> Job | None:
     """Note who wants the job stopped. None: it has ended."""
     context, by = request.app[CONTEXT], request[TOKEN].name
-    return await context.jobs.note(job.id, context.now(), f"cancel asked for by {by}", cancel_by=by)
+    return await context.jobs.note(
+        job.id,
+        context.now(),
+        f"cancel asked for by {by}",
+        deed=deed(request, Action.CANCEL, job.id),
+        cancel_by=by,
+    )
 
 
 async def resync(request: web.Request) -> web.Response:
     """Compare everything with the engine now; joins a resync that runs."""
+    await record(request, Action.RESYNC)
     return json_answer(await request.app[CONTEXT].resync())
 
 

@@ -14,7 +14,9 @@ from ciworker.domain.log import Line
 from ciworker.domain.phases import Phase, PhaseName, Setup, phases
 from ciworker.domain.verdict import exit_words
 from ciworker.domain.webhook import DeliveryKind, DeliveryState
+from ciworker.store.audit import Action
 from ciworker.store.jobs import HistoryEntry, Place
+from ciworker.units import CENTURY
 from ciworker.web.sessions import is_local_path
 
 
@@ -473,6 +475,8 @@ class TokenModel(Model):
     role: Literal["read", "submit", "admin"]
     created_at: Instant
     revoked_at: Instant | None
+    expires_at: Instant | None
+    last_used_at: Instant | None
 
 
 class TokenList(Model):
@@ -482,16 +486,40 @@ class TokenList(Model):
 
 
 class TokenRequest(Model):
-    """A token to be made."""
+    """A token to be made. expires_in: seconds; null: it stays good until it is revoked."""
 
     name: Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[^\x00-\x1f\x7f]+$")]
     role: Literal["read", "submit", "admin"]
+    expires_in: Annotated[float, Field(gt=0, le=CENTURY, strict=True)] | None = None
 
 
 class NewToken(TokenModel):
     """A token with its text, which is shown this once."""
 
     token: str
+
+
+class AuditEntry(Model):
+    """What somebody did. by: the name of the token that was used, token_id: its id.
+
+    address: where it came from; `local`: a command on the worker's machine; `unix`: the worker's
+    own socket. subject: the id of what it was done to.
+    """
+
+    at: Instant
+    action: Action
+    by: str
+    address: str
+    token_id: str | None
+    subject: str
+    detail: str
+
+
+class AuditPage(Model):
+    """Newest first."""
+
+    items: list[AuditEntry]
+    next: str | None
 
 
 class LoginCodeRequest(Model):

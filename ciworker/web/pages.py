@@ -19,8 +19,11 @@ from urllib.parse import parse_qs, urlencode
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
+from ciworker.store.audit import Action, Deed
+from ciworker.store.sessions import Session
 from ciworker.store.tokens import Role
 from ciworker.web.access import authorise, check_origin
+from ciworker.web.audit import deed_of
 from ciworker.web.context import CONTEXT, Context
 from ciworker.web.problems import TELL, Refused
 from ciworker.web.sessions import Login, cookie_name, is_local_path, set_cookie
@@ -152,10 +155,11 @@ async def login(request: web.Request) -> web.Response:
         return _unusable(request)
     if await _is_its_own(context, login, own):
         return _sent_to(login.next)
-    session = await context.sessions.begin(login.token.id, context.now(), login.session)
+    deed = deed_of(request, login.token, Action.LOG_IN)
+    session = await context.sessions.begin(login.token.id, context.now(), login.session, deed=deed)
     if session is None:
         return _unusable(request)
-    await context.sessions.end(own, context.now())
+    await context.sessions.end(own, context.now(), lambda over: _logged_out(request, over))
     context.end_access()
     answer = _sent_to(login.next)
     set_cookie(answer, context.settings, context.port, session)
@@ -167,7 +171,8 @@ async def logout(request: web.Request) -> web.Response:
     """End the session, in the store and in the browser, and those that were made through it."""
     check_origin(request)
     context = request.app[CONTEXT]
-    await context.sessions.end(_cookie(request), context.now())
+    own = _cookie(request)
+    await context.sessions.end(own, context.now(), lambda over: _logged_out(request, over))
     context.end_access()
     answer = _sent_to(_LOGIN)
     answer.del_cookie(cookie_name(context.port))
@@ -192,6 +197,10 @@ async def _is_its_own(context: Context, login: Login, text: str) -> bool:
     """Whether the link was made through the very session that the browser has."""
     session = await context.sessions.check(text, context.now())
     return session is not None and session.id == login.session
+
+
+def _logged_out(request: web.Request, over: Session) -> Deed:
+    return deed_of(request, over.token, Action.LOG_OUT, over.id)
 
 
 def _how_to_come_in(request: web.Request, wanted: str) -> web.Response:

@@ -2,9 +2,11 @@
 
 from aiohttp import web
 
+from ciworker.store.audit import Action
 from ciworker.telemetry import logger
 from ciworker.web.access import TOKEN
 from ciworker.web.answers import json_answer
+from ciworker.web.audit import record
 from ciworker.web.context import CONTEXT
 
 
@@ -24,5 +26,6 @@ async def pool_down(request: web.Request) -> web.Response:
 
 
 async def _turn(request: web.Request, *, down: bool) -> web.Response:
+    await record(request, Action.POOL_DOWN if down else Action.POOL_UP)
     logger().info("pool", wanted="down" if down else "up", by=request[TOKEN].name)
     return json_answer(await request.app[CONTEXT].pool.turn(down=down))

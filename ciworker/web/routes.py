@@ -12,6 +12,7 @@ from ciworker.domain.job import Status
 from ciworker.domain.webhook import DeliveryState
 from ciworker.store.tokens import Role
 from ciworker.web import (
+    audit,
     drain,
     environments,
     hooks,
@@ -28,6 +29,7 @@ from ciworker.web import (
 )
 from ciworker.web.access import authorise
 from ciworker.web.models import (
+    AuditPage,
     DeliveryList,
     DeliveryModel,
     DrainReport,
@@ -87,7 +89,7 @@ class Route:
     errors: Sequence[int] = field(init=False)
 
     def __post_init__(self) -> None:
-        access = (401, 403) if self.role else (403,)
+        access = (401, 403, 429) if self.role else (403,)
         unknown = (404,) if "{" in self.path else ()
         object.__setattr__(self, "errors", tuple(sorted({*access, *unknown, *self.refusals})))
 
@@ -369,12 +371,25 @@ ROUTES: Sequence[Route] = (
         refusals=(503,),
     ),
     Route(
+        hdrs.METH_GET,
+        f"{API}/audit",
+        audit.list_deeds,
+        Role.ADMIN,
+        {200: AuditPage},
+        refusals=(422,),
+        parameters=(
+            Parameter("since", "None that are older than this instant (RFC 3339)."),
+            Parameter("limit", "At most 500; 50 if left out.", type="integer"),
+            Parameter("cursor", "`next` of the page before."),
+        ),
+    ),
+    Route(
         hdrs.METH_POST,
         f"{API}/login-codes",
         tokens.create_login_code,
         Role.READ,
         {201: LoginCode},
-        refusals=(408, 413, 415, 422),
+        refusals=(408, 409, 413, 415, 422),
         body=LoginCodeRequest,
         body_required=False,
     ),

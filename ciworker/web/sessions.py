@@ -99,7 +99,7 @@ def set_cookie(answer: web.Response, settings: Settings, port: int, text: str) -
         max_age=int(LIFETIME.total_seconds()),
         httponly=True,
         samesite="Lax",
-        secure=(settings.public_url or "").startswith("https:"),
+        secure=(settings.public_url or f"{settings.scheme}:").startswith("https:"),
     )
 
 

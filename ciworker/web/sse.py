@@ -28,7 +28,7 @@ from ciworker.errors import Invalid, Unknown
 from ciworker.feed.feed import Signal
 from ciworker.store.logs import BYTES_PER_READ
 from ciworker.web import frames
-from ciworker.web.access import SESSION, is_still_in
+from ciworker.web.access import UNTIL, is_still_in
 from ciworker.web.answers import before_first, flag, found
 from ciworker.web.audience import Seat, audience_of
 from ciworker.web.context import CONTEXT, Context
@@ -80,8 +80,9 @@ async def all_events(request: web.Request) -> web.StreamResponse:
 class Gate:
     """Whether a stream may go on.
 
-    What closes it wakes all that wait on the feed, except a session's time, for which a comment's
-    is soon enough. Only when some access ends is the store asked whether it was this one.
+    What closes it wakes all that wait on the feed, except the time of a session or token, for
+    which a comment's is soon enough. Only when some access ends is the store asked whether it was
+    this one.
     """
 
     def __init__(self, request: web.Request) -> None:
@@ -95,8 +96,8 @@ class Gate:
         if ended != self._ended:
             self._ended = ended
             return await is_still_in(self._request)
-        session = self._request.get(SESSION)
-        return session is None or session.expires_at > self._context.now()
+        until = self._request.get(UNTIL)
+        return until is None or until > self._context.now()
 
 
 class Part(Protocol):
@@ -239,7 +240,7 @@ class OwnJob(FollowedJob):
         What an audience is told is written beside the response, chunked as HTTP/1.1 has it.
         """
         audience = audience_of(self._topic, self._context.metrics.watchers, COMMENT_INTERVAL)
-        seat = Seat(request, self, by_session=request.get(SESSION) is not None)
+        seat = Seat(request, self, may_expire=request.get(UNTIL) is not None)
 
         async def rest(seen: int) -> bool:
             if self.changed.version != seen or self._topic.last != self._after:

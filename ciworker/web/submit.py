@@ -22,14 +22,17 @@ from ciworker.source.bounds import bounds_of, upload_limits
 from ciworker.source.inputs import with_setup
 from ciworker.source.intake import Intake
 from ciworker.source.secrets import rules_of
+from ciworker.store.audit import Action, Deed
 from ciworker.store.tokens import Role
 from ciworker.web.access import TOKEN
 from ciworker.web.answers import found, json_answer
+from ciworker.web.audit import deed
 from ciworker.web.context import CONTEXT, Context
 from ciworker.web.diskguard import check_room
 from ciworker.web.drain import check_taking
 from ciworker.web.models import GitRequest, SpecRequest, Vcs, job_model
 from ciworker.web.problems import Refused
+from ciworker.web.throttle import too_many
 from ciworker.web.upload import Upload, drain
 
 MAX_SPEC = 256 * 2**10
@@ -45,10 +48,11 @@ async def submit(request: web.Request) -> web.Response:
     if key and (earlier := await context.jobs.submitted(request[TOKEN].id, key, context.now())):
         await drain(request, context.settings.max_upload)
         return json_answer(job_model(earlier))
+    _check_rate(request)
     check_taking(context)
     await check_room(context)
     job = await _take_in(await Upload.of(request), context, request[TOKEN].role)
-    stored = await _store(context, job, request[TOKEN].id, key)
+    stored = await _store(context, job, key, deed(request, Action.SUBMIT, job.id))
     if stored.id != job.id:
         return json_answer(job_model(stored))
     return _accepted(context, stored, 201)
@@ -63,6 +67,7 @@ async def retry(request: web.Request) -> web.Response:
         raise Conflict(f"{old.id} sets an environment up: retry the jobs that waited for it")
     if not old.status.terminal:
         raise Conflict(f"job {old.id} is {old.status}: it can be retried once it has ended")
+    _check_rate(request)
     check_taking(context)
     await check_room(context)
     check_bounds(old.spec, bounds_of(context.settings))  # they may have changed since
@@ -81,7 +86,20 @@ async def retry(request: web.Request) -> web.Response:
     )
     if not old.unfetched:
         await asyncio.to_thread(_link_spool, context, old.id, job.id)
-    return _accepted(context, await _store(context, job, request[TOKEN].id, None), 202)
+    retried = deed(request, Action.RETRY, job.id, f"of {old.id}")
+    return _accepted(context, await _store(context, job, None, retried), 202)
+
+
+def _check_rate(request: web.Request) -> None:
+    """Count a submit of this token.
+
+    Raises:
+        Refused: 429 when there are too many.
+    """
+    context, token = request.app[CONTEXT], request[TOKEN]
+    if wait := context.submits.take(token.id):
+        rate = context.settings.submit_rate
+        raise too_many(wait, f"token {token.name!r} submits more than {rate} (submit_rate)")
 
 
 def _accepted(context: Context, job: Job, status: int) -> web.Response:
@@ -208,11 +226,11 @@ def _source(workspace: Workspace, vcs: Vcs | None) -> dict[str, Any]:
     return source
 
 
-async def _store(context: Context, job: Job, submitter: str, key: str | None) -> Job:
+async def _store(context: Context, job: Job, key: str | None, by: Deed) -> Job:
     """Store the row; the spool file goes if this is not the job that stays."""
     spool = context.settings.spool_file(job.id)
     try:
-        stored = await asyncio.shield(context.jobs.add(job, submitter, key))
+        stored = await asyncio.shield(context.jobs.add(job, by.token_id or "", key, deed=by))
     except Exception:
         spool.unlink(missing_ok=True)
         raise

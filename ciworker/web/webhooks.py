@@ -6,9 +6,9 @@ from aiohttp import web
 
 from ciworker.domain.webhook import Delivery, DeliveryKind, DeliveryState, trial_message
 from ciworker.errors import Unknown
-from ciworker.telemetry import logger
-from ciworker.web.access import TOKEN
+from ciworker.store.audit import Action
 from ciworker.web.answers import choice, json_answer, json_body, limited
+from ciworker.web.audit import record
 from ciworker.web.context import CONTEXT
 from ciworker.web.models import (
     DeliveryList,
@@ -67,7 +67,7 @@ async def test_webhooks(request: web.Request) -> web.Response:
     if not chosen:
         there = f"there are {', '.join(names)}" if names else "they name none"
         raise Unknown(f"no webhook of the settings is called {wanted or 'anything'}: {there}")
-    logger().info("webhooks tested", webhooks=chosen, by=request[TOKEN].name)
+    await record(request, Action.TEST_WEBHOOKS, ", ".join(chosen))
     now = context.now()
     made = [await context.deliveries.add(trial_message(name, now), now) for name in chosen]
     return json_answer(DeliveryList(items=[_model(delivery) for delivery in made]), status=202)
@@ -76,8 +76,8 @@ async def test_webhooks(request: web.Request) -> web.Response:
 async def redeliver(request: web.Request) -> web.Response:
     """Send a message again that was delivered, or given up."""
     context, delivery_id = request.app[CONTEXT], request.match_info["id"]
+    await record(request, Action.REDELIVER, delivery_id)
     again = await context.deliveries.again(delivery_id, context.now())
-    logger().info("sent again", delivery=again.id, by=request[TOKEN].name)
     return json_answer(_model(again), status=202)
 
 

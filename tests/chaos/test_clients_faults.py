@@ -263,7 +263,7 @@ async def patient(
         made.constants = {
             "ciworker.web.sse.COMMENT_INTERVAL": 0.2,
             "ciworker.web.streaming.WRITE_TIMEOUT": 1.0,
-            "ciworker.app.DEAD_PEER": 1.0,
+            "ciworker.web.listening.DEAD_PEER": 1.0,
         }
     async with running(made):
         yield made

@@ -19,6 +19,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 SETTINGS = {
     "public_url": "https://CI.example.org",
     "allowed_hosts": json.dumps(["ci.internal", "other.example:9000"]),
+    "failed_token_rate": "off",
 }
 
 ID = "01ARZ3NDEKTSV4RRFFQ69G5FAV"
@@ -51,6 +52,7 @@ NEEDS = {
     ("GET", "/api/v1/tokens"): "admin",
     ("POST", "/api/v1/tokens"): "admin",
     ("DELETE", "/api/v1/tokens/{id}"): "admin",
+    ("GET", "/api/v1/audit"): "admin",
     ("GET", "/metrics"): "read",
     ("GET", "/openapi.json"): "read",
     ("GET", "/healthz"): None,
@@ -72,6 +74,12 @@ async def new_token(worker: Worker, role: str) -> dict[str, str]:
     assert status == 201
     made: dict[str, str] = token
     return made
+
+
+async def tokens(worker: Worker) -> list[str]:
+    """The ids of all that there are."""
+    _, listed = await worker.call("GET", "/tokens")
+    return [item["id"] for item in listed["items"]]
 
 
 async def statuses(worker: Worker, headers: Mapping[str, str]) -> dict[tuple[str, str], int]:
@@ -108,6 +116,7 @@ async def test_the_table_of_this_test_is_the_route_table() -> None:
         "{token}",
     ],
 )
+@pytest.mark.attacks(37)
 async def test_nothing_but_health_opens_without_a_valid_token(
     shared: Worker, authorization: str | None
 ) -> None:
@@ -118,6 +127,7 @@ async def test_nothing_but_health_opens_without_a_valid_token(
     assert found == {route: 401 if role else 200 for route, role in NEEDS.items()}
 
 
+@pytest.mark.attacks(37)
 async def test_a_revoked_token_opens_nothing(shared: Worker) -> None:
     token = await new_token(shared, "admin")
     headers = {"Authorization": f"Bearer {token['token']}"}
@@ -152,6 +162,7 @@ async def test_a_session_opens_what_its_token_does(shared: Worker, role: str) ->
     assert found == mine
 
 
+@pytest.mark.attacks(37)
 async def test_no_session_that_is_wrong_opens_anything(shared: Worker) -> None:
     (pair,) = (await log_in(shared)).values()
     name, _, text = pair.partition("=")
@@ -178,6 +189,7 @@ async def test_no_session_that_is_wrong_opens_anything(shared: Worker) -> None:
         assert (answer.status, bool(answer.problem)) == (401, True)
 
 
+@pytest.mark.attacks(37)
 async def test_a_session_that_is_over_opens_nothing(shared: Worker) -> None:
     token = await new_token(shared, "admin")
     revoked, ended, expired = [await log_in(shared, token["token"]) for _ in range(3)]
@@ -217,15 +229,16 @@ def foreign_origins(port: int) -> list[str]:
     ]
 
 
+@pytest.mark.attacks(38)
 async def test_a_session_writes_from_our_own_pages_alone(shared: Worker) -> None:
     cookie = await log_in(shared)
-    before = await shared.call("GET", "/tokens")
+    before = await tokens(shared)
     for sent in (None, *foreign_origins(shared.port)):
         for method, path in WRITES:
             headers = cookie if sent is None else cookie | {"Origin": sent}
             answer = await ask(shared, method, path.format(id=ID), headers)
             assert (answer.status, "Origin" in answer.problem) == (403, True), (sent, path)
-    assert await shared.call("GET", "/tokens") == before
+    assert await tokens(shared) == before
     for scheme in ("http", "https"):  # a proxy before us may speak TLS
         own = cookie | {"Origin": f"{scheme}://127.0.0.1:{shared.port}"}
         assert (await ask(shared, "POST", "/api/v1/resync", own)).status == 200
@@ -287,7 +300,9 @@ async def test_a_listed_token_shows_neither_secret_nor_hash(shared: Worker) -> N
     token = await new_token(shared, "read")
     status, listed = await shared.call("GET", "/tokens")
     assert status == 200
-    assert {"id", "name", "role", "created_at", "revoked_at"} == set(listed["items"][-1])
+    assert {"id", "name", "role", "created_at", "revoked_at", "expires_at", "last_used_at"} == set(
+        listed["items"][-1]
+    )
     assert token["id"] in [item["id"] for item in listed["items"]]
     assert token["token"].split("_", 2)[2] not in json.dumps(listed)
 
@@ -309,13 +324,14 @@ async def test_a_listed_token_shows_neither_secret_nor_hash(shared: Worker) -> N
 async def test_a_token_request_that_is_wrong_is_refused(
     shared: Worker, body: bytes, status: int
 ) -> None:
-    _, before = await shared.call("GET", "/tokens")
+    before = await tokens(shared)
     headers = shared.headers | {"Content-Type": "application/json"}
     answer = await ask(shared, "POST", "/api/v1/tokens", headers, body)
     assert (answer.status, bool(answer.problem)) == (status, True)
-    assert (await shared.call("GET", "/tokens"))[1] == before
+    assert await tokens(shared) == before
 
 
+@pytest.mark.attacks(38)
 async def test_json_that_calls_itself_text_is_refused(shared: Worker) -> None:
     headers = shared.headers | {"Content-Type": "text/plain"}
     body = b'{"name": "x", "role": "read"}'
@@ -354,6 +370,7 @@ def foreign(port: int) -> list[str]:
     ]
 
 
+@pytest.mark.attacks(38)
 async def test_a_foreign_host_opens_nothing_on_any_route(shared: Worker) -> None:
     hosts = foreign(shared.port)
     for method, path in EVERYWHERE:
@@ -370,11 +387,13 @@ async def test_a_foreign_host_opens_nothing_on_any_route(shared: Worker) -> None
         assert "allowed_hosts" in answer.problem
 
 
+@pytest.mark.attacks(38)
 async def test_no_host_at_all_opens_nothing(shared: Worker) -> None:
     answer = await exchange(shared, b"GET /healthz HTTP/1.0\r\n\r\n")
     assert (answer.status, "Host" in answer.problem) == (403, True)
 
 
+@pytest.mark.attacks(38)
 async def test_two_hosts_open_nothing(shared: Worker) -> None:
     own = f"Host: localhost:{shared.port}\r\n"
     for pair in (own + "Host: evil.example\r\n", "Host: evil.example\r\n" + own):

@@ -445,7 +445,7 @@ async def test_a_worker_on_all_addresses_of_both_families_is_asked_at_both(
     asked = reach._listening(settings(worker))
     assert {"127.0.0.1", "::1", "172.17.0.1"} <= set(asked)
     for host in asked:
-        assert reach._trouble(reach._url(host, worker.port), worker.port) == ""
+        assert reach._trouble_at(settings(worker), host) == ""
     assert "::1" not in reach._listening(settings(worker, host="0.0.0.0"))
 
 

@@ -180,6 +180,7 @@ def jobfile(text: str) -> bytes:
         pytest.param(form(GOOD, {"vcs": {"dirty": "no"}}), 422, "vcs", id="dirty as text"),
     ],
 )
+@pytest.mark.attacks(34)
 async def test_what_is_refused_leaves_nothing(
     shared: Worker, body: bytes, status: int, words: str
 ) -> None:
@@ -193,6 +194,7 @@ async def test_what_is_refused_leaves_nothing(
     "content_type",
     ["", "application/json", "application/x-tar", "multipart/mixed; boundary=x", "text/plain", "/"],
 )
+@pytest.mark.attacks(34)
 async def test_another_content_type_is_415(shared: Worker, content_type: str) -> None:
     answer = await send(shared, form(GOOD), Content_Type=content_type)
     assert (answer.status, "multipart/form-data" in answer.problem) == (415, True)
@@ -207,12 +209,14 @@ async def test_another_content_type_is_415(shared: Worker, content_type: str) ->
         "multipart/form-data; boundary=other",
     ],
 )
+@pytest.mark.attacks(34)
 async def test_a_boundary_that_is_none_is_422(shared: Worker, content_type: str) -> None:
     answer = await send(shared, form(GOOD), Content_Type=content_type)
     assert (answer.status, bool(answer.problem)) == (422, True)
     await nothing_is_left(shared)
 
 
+@pytest.mark.attacks(33)
 async def test_a_compressed_body_is_not_inflated(shared: Worker) -> None:
     bomb = gzip.compress(form(bytes(100 << 20)), 9)
     before = await memory(shared)
@@ -261,6 +265,7 @@ async def test_an_idempotency_key_that_is_none_is_422(shared: Worker, key: Any) 
 
 
 @pytest.mark.parametrize("abruptly", [False, True])
+@pytest.mark.attacks(34)
 async def test_a_client_that_vanishes_in_mid_upload_leaves_nothing(
     shared: Worker, abruptly: bool
 ) -> None:
@@ -293,6 +298,7 @@ async def spool_file_appears(worker: Worker) -> None:
             await asyncio.sleep(0.01)
 
 
+@pytest.mark.attacks(31)
 async def test_an_upload_that_stalls_is_closed_and_leaves_nothing(hasty: Worker) -> None:
     began = time.monotonic()
     reader, writer = await begun(hasty)
@@ -304,6 +310,7 @@ async def test_an_upload_that_stalls_is_closed_and_leaves_nothing(hasty: Worker)
     writer.close()
 
 
+@pytest.mark.attacks(31)
 async def test_an_upload_that_trickles_is_closed_too(hasty: Worker) -> None:
     began = time.monotonic()
     reader, writer = await begun(hasty)
@@ -318,6 +325,7 @@ async def test_an_upload_that_trickles_is_closed_too(hasty: Worker) -> None:
 
 
 @pytest.mark.parametrize("sent", [b"", b"GET /heal", b"GET /healthz HTTP/1.1\r\nX: "])
+@pytest.mark.attacks(31)
 async def test_a_connection_that_never_asks_is_closed(hasty: Worker, sent: bytes) -> None:
     reader, writer = await asyncio.open_connection("127.0.0.1", hasty.port)
     writer.write(sent)

@@ -66,7 +66,7 @@ async def test_all_steps_together_make_the_schema_that_the_code_describes(
     assert described(path) == wanted
     assert wanted.keys() == {
         "job", "job_event", "log_chunk", "submission", "token", "session", "meta", "environment",
-        "webhook_delivery",
+        "webhook_delivery", "audit",
     }  # fmt: skip
     assert len(wanted["job"]["columns"]) == len(schema.JobRow.model_fields)
     conditions = {index[-1] for index in wanted["job"]["indexes"]}

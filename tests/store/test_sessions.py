@@ -1,9 +1,11 @@
 """Sessions are random, kept as a digest, as able as their token, and end: by time or at will."""
 
 import ast
+import contextlib
 import hashlib
 import hmac
 import inspect
+import sqlite3
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -11,9 +13,10 @@ import pytest
 
 from ciworker.store import sessions as module
 from ciworker.store.migrations import STEPS
+from ciworker.store.schema import microseconds
 from ciworker.store.session import Database
 from ciworker.store.sessions import LIFETIME, MOST_SESSIONS, Sessions
-from ciworker.store.tokens import Role, Token, Tokens
+from ciworker.store.tokens import Role, Token, Tokens, digest
 from tests.store.lab import NOW, SECOND, rows
 
 
@@ -61,6 +64,7 @@ async def test_a_session_is_known_by_its_text_and_is_its_token(
     assert len(text) > 43  # 256 bits
 
 
+@pytest.mark.attacks(43)
 async def test_the_file_holds_digests_alone(
     sessions: Sessions, token: Token, database: Database, path: Path
 ) -> None:
@@ -104,6 +108,20 @@ async def test_with_its_token_a_session_dies(
 
     assert await opened(sessions, text, NOW) is None
     assert await opened(sessions, other_text, NOW) == other
+
+
+async def test_a_session_lives_no_longer_than_its_token(sessions: Sessions, tokens: Tokens) -> None:
+    until = NOW + timedelta(hours=1)
+    token, _ = await tokens.create("mine", Role.SUBMIT, NOW, expires_at=until)
+    text = await sessions.begin(token.id, NOW)
+    assert text is not None
+
+    found = await sessions.check(text, until - SECOND)
+
+    assert found is not None
+    assert (found.expires_at, found.token) == (until, token)
+    assert await sessions.check(text, until) is None
+    assert await sessions.begin(token.id, until) is None
 
 
 async def test_no_session_begins_for_a_token_that_is_revoked_or_none(
@@ -221,6 +239,7 @@ async def test_only_who_has_the_whole_text_can_end_a_session(
     assert await opened(sessions, text, NOW) == token
 
 
+@pytest.mark.attacks(37)
 async def test_whatever_is_not_exactly_the_text_opens_nothing(
     sessions: Sessions, tokens: Tokens, token: Token
 ) -> None:
@@ -256,6 +275,7 @@ async def test_old_sessions_are_removed_when_one_begins(
     assert set(rows(path, "SELECT id FROM session")) == left
 
 
+@pytest.mark.attacks(43)
 async def test_digests_are_compared_in_constant_time(
     sessions: Sessions, token: Token, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -285,9 +305,13 @@ async def test_a_database_of_the_first_release_gets_sessions_and_keeps_its_token
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("ciworker.store.migrations.STEPS", STEPS[:1])
-    old = await Database.open(path)
-    token, text = await Tokens(old).create("mine", Role.ADMIN, NOW)
-    await old.close()
+    await (await Database.open(path)).close()
+    token, text = Token("0a1b2c", "mine", Role.ADMIN, NOW), "ciw_0a1b2c_secret"
+    with contextlib.closing(sqlite3.connect(path)) as old, old:
+        old.execute(
+            "INSERT INTO token (id, name, role, digest, created_at) VALUES (?, ?, ?, ?, ?)",
+            (token.id, token.name, "admin", digest("secret"), microseconds(NOW)),
+        )
     monkeypatch.setattr("ciworker.store.migrations.STEPS", STEPS)
 
     database = await Database.open(path)
@@ -295,5 +319,5 @@ async def test_a_database_of_the_first_release_gets_sessions_and_keeps_its_token
 
     assert session
     assert await opened(Sessions(database), session, NOW) == token
-    assert await Tokens(database).check(text) == token
+    assert await Tokens(database).check(text, NOW) == token
     await database.close()

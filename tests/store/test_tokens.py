@@ -4,11 +4,12 @@ import ast
 import hashlib
 import hmac
 import inspect
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
-from ciworker.errors import Unknown
+from ciworker.errors import Expired, Unknown
 from ciworker.store import tokens as module
 from ciworker.store.session import Database
 from ciworker.store.tokens import Role, Token, Tokens
@@ -24,12 +25,13 @@ def tokens(database: Database) -> Tokens:
 async def test_a_token_is_known_by_its_text(tokens: Tokens, role: Role) -> None:
     token, text = await tokens.create("mine", role, NOW)
 
-    assert await tokens.check(text) == token
+    assert await tokens.check(text, NOW) == token
     assert token == Token(token.id, "mine", role, NOW)
     assert text.isascii()
     assert len(text) > 43  # 256 bits
 
 
+@pytest.mark.attacks(43)
 async def test_the_file_holds_digests_alone(tokens: Tokens, database: Database, path: Path) -> None:
     texts = [(await tokens.create("mine", Role.ADMIN, NOW))[1] for _ in range(20)]
     assert path.with_name(path.name + "-wal").stat().st_size
@@ -58,12 +60,44 @@ async def test_a_revoked_token_opens_nothing(tokens: Tokens) -> None:
 
     await tokens.revoke(token.id, NOW + SECOND)
 
-    assert await tokens.check(text) is None
-    assert await tokens.check(other_text) == other
+    assert await tokens.check(text, NOW) is None
+    assert await tokens.check(other_text, NOW) == other
     assert [(found.name, found.revoked_at) for found in await tokens.list()] == [
         ("mine", NOW + SECOND),
         ("yours", None),
     ]
+
+
+async def test_a_token_opens_nothing_from_the_instant_of_its_expiry_on(tokens: Tokens) -> None:
+    until = NOW + timedelta(days=30)
+    token, text = await tokens.create("mine", Role.ADMIN, NOW, expires_at=until)
+
+    assert await tokens.check(text, until - timedelta(microseconds=1)) == token
+    for late in (until, until + SECOND):
+        with pytest.raises(Expired, match="expired at 2026-02-01 03:04 UTC"):
+            await tokens.check(text, late)
+    assert await tokens.check(text[:-1] + "!", until) is None  # told to who has it alone
+    assert [found.expires_at for found in await tokens.list()] == [until]
+    assert [token.is_over(at) for at in (NOW, until)] == [False, True]
+
+
+async def test_a_token_that_expired_and_was_revoked_is_wrong(tokens: Tokens) -> None:
+    token, text = await tokens.create("mine", Role.ADMIN, NOW, expires_at=NOW + SECOND)
+
+    await tokens.revoke(token.id, NOW)
+
+    assert await tokens.check(text, NOW + SECOND) is None
+    assert (await tokens.list())[0].is_over(NOW)
+
+
+async def test_the_last_use_of_tokens_is_stored_beside_them(tokens: Tokens) -> None:
+    made = [(await tokens.create(name, Role.READ, NOW))[0] for name in "abc"]
+
+    await tokens.used({made[0].id: NOW + SECOND, made[2].id: NOW, "nobody": NOW})
+
+    assert {found.name: found.last_used_at for found in await tokens.list()} == {
+        "a": NOW + SECOND, "b": None, "c": NOW,
+    }  # fmt: skip
 
 
 async def test_what_is_not_there_or_revoked_already_cannot_be_revoked(tokens: Tokens) -> None:
@@ -76,6 +110,7 @@ async def test_what_is_not_there_or_revoked_already_cannot_be_revoked(tokens: To
     assert [found.revoked_at for found in await tokens.list()] == [NOW]
 
 
+@pytest.mark.attacks(37)
 async def test_whatever_is_not_exactly_the_text_opens_nothing(tokens: Tokens) -> None:
     token, text = await tokens.create("mine", Role.ADMIN, NOW)
     _, other = await tokens.create("yours", Role.READ, NOW)
@@ -95,10 +130,11 @@ async def test_whatever_is_not_exactly_the_text_opens_nothing(tokens: Tokens) ->
     ]  # fmt: skip
 
     for attempt in wrong:
-        assert await tokens.check(attempt) is None, attempt[:60]
-    assert await tokens.check(text) == token
+        assert await tokens.check(attempt, NOW) is None, attempt[:60]
+    assert await tokens.check(text, NOW) == token
 
 
+@pytest.mark.attacks(43)
 async def test_digests_are_compared_in_constant_time(
     tokens: Tokens, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -111,8 +147,8 @@ async def test_digests_are_compared_in_constant_time(
         return real(a, b)
 
     monkeypatch.setattr(hmac, "compare_digest", compare)
-    assert await tokens.check(text) == token
-    assert await tokens.check(text[:-1] + "!") is None
+    assert await tokens.check(text, NOW) == token
+    assert await tokens.check(text[:-1] + "!", NOW) is None
 
     assert [(len(a), len(b)) for a, b in compared] == [(32, 32)] * 2
     tree = ast.parse(inspect.getsource(module.Tokens).lstrip())

@@ -214,6 +214,7 @@ BAD_MEMBERS: dict[str, tuple[bytes, str]] = {
 
 
 @pytest.mark.parametrize(("packed", "sentence"), BAD_MEMBERS.values(), ids=BAD_MEMBERS)
+@pytest.mark.attacks(32)
 def test_a_member_that_breaks_the_rules_is_refused_by_name(
     tmp_path: Path, packed: bytes, sentence: str
 ) -> None:
@@ -298,6 +299,7 @@ DAMAGED: dict[str, tuple[bytes, str]] = {
 
 
 @pytest.mark.parametrize(("packed", "sentence"), DAMAGED.values(), ids=DAMAGED)
+@pytest.mark.attacks(34)
 def test_what_is_no_whole_archive_is_refused(tmp_path: Path, packed: bytes, sentence: str) -> None:
     refusal = refused(packed, tmp_path)
     assert sentence in str(refusal)
@@ -305,6 +307,7 @@ def test_what_is_no_whole_archive_is_refused(tmp_path: Path, packed: bytes, sent
 
 
 @pytest.mark.parametrize("packed", [WHOLE, ZIPPED, ZSTD], ids=["tar", "gzip", "zstd"])
+@pytest.mark.attacks(34)
 def test_no_prefix_of_an_archive_is_taken_for_the_whole(tmp_path: Path, packed: bytes) -> None:
     needed = 512 + 20_480 + 1024 if packed is WHOLE else len(packed)
     for length in random.Random(3).sample(range(needed), k=min(needed, 25)):
@@ -422,6 +425,7 @@ BAD_ZIPS: dict[str, tuple[bytes, str]] = {
 
 
 @pytest.mark.parametrize(("packed", "sentence"), BAD_ZIPS.values(), ids=BAD_ZIPS)
+@pytest.mark.attacks(32)
 def test_a_zip_that_breaks_the_rules_is_refused(
     tmp_path: Path, packed: bytes, sentence: str
 ) -> None:
@@ -473,6 +477,7 @@ TOO_MUCH: dict[str, tuple[bytes, str]] = {
 
 
 @pytest.mark.parametrize(("packed", "sentence"), TOO_MUCH.values(), ids=TOO_MUCH)
+@pytest.mark.attacks(33)
 def test_too_much_of_anything_is_refused_at_its_cap(
     tmp_path: Path, packed: bytes, sentence: str
 ) -> None:
@@ -481,6 +486,7 @@ def test_too_much_of_anything_is_refused_at_its_cap(
     assert refusal.kind is (INVALID if "streams" in sentence else TOO_LARGE)
 
 
+@pytest.mark.attacks(33)
 def test_too_much_is_refused_before_it_is_looked_at(tmp_path: Path) -> None:
     refusal = refused(WHOLE, tmp_path, Limits(max_packed=1000, max_unpacked=1, max_members=1))
     assert str(refusal) == "the archive is over 1,000 bytes: leave out what the tests don't need"
@@ -488,6 +494,7 @@ def test_too_much_is_refused_before_it_is_looked_at(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("pack", [gzip.compress, zstandard.compress], ids=["gzip", "zstd"])
+@pytest.mark.attacks(33)
 def test_a_ratio_counts_past_64_mib_alone(tmp_path: Path, pack: Callable[[bytes], bytes]) -> None:
     limits = Limits(max_packed=8 << 20, max_unpacked=1 << 30, max_members=100)
     honest = pack(tar(sized(member("zeros"), 60 << 20)))
@@ -498,6 +505,7 @@ def test_a_ratio_counts_past_64_mib_alone(tmp_path: Path, pack: Callable[[bytes]
     assert refusal.kind is TOO_LARGE
 
 
+@pytest.mark.attacks(33)
 def test_a_ratio_counts_in_a_zip_too(tmp_path: Path) -> None:
     limits = Limits(max_packed=8 << 20, max_unpacked=1 << 30, max_members=100)
     refusal = refused(zipped(("zeros", bytes(70 << 20))), tmp_path, limits)
@@ -511,6 +519,7 @@ def test_a_very_long_name_is_shortened_in_the_sentence(tmp_path: Path) -> None:
     assert len(str(refusal)) < 300
 
 
+@pytest.mark.attacks(34)
 def test_random_damage_is_refused_or_harmless_and_never_an_error_of_another_kind(
     tmp_path: Path,
 ) -> None:
@@ -625,6 +634,7 @@ def in_a_process(scenario: str, folder: Path) -> str:
 
 
 @pytest.mark.parametrize(("scenario", "outcome"), SCENARIOS.items(), ids=SCENARIOS)
+@pytest.mark.attacks(33)
 def test_memory_stays_flat(tmp_path: Path, scenario: str, outcome: str) -> None:
     if "zip of" in scenario:
         in_a_process("make", tmp_path)

@@ -46,9 +46,9 @@ class Reader:
     def given(self, chunk: Chunk) -> None:
         self.next_line = chunk.last + 1
 
-    def seat(self, *, by_session: bool = False) -> Seat:
+    def seat(self, *, may_expire: bool = False) -> Seat:
         request = SimpleNamespace(protocol=self, writer=self, transport=self)
-        return Seat(cast("Any", request), self, by_session=by_session)
+        return Seat(cast("Any", request), self, may_expire=may_expire)
 
 
 def chunk(first: int, text: bytes = b"a\nb\n") -> Chunk:
@@ -152,7 +152,7 @@ async def test_comments_come_when_they_are_due_and_sessions_are_looked_at(
     reader, visitor = Reader(), Reader()
     task = await sitting(audience, reader.seat())
     async with asyncio.timeout(5):
-        await (await sitting(audience, visitor.seat(by_session=True)))
+        await (await sitting(audience, visitor.seat(may_expire=True)))
         while len(reader.written) < 2:
             await asyncio.sleep(INTERVAL / 10)
     assert set(reader.written + visitor.written) == {as_piece(frames.COMMENT)}

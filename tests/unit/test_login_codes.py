@@ -73,6 +73,7 @@ def test_a_token_has_so_many_codes_at_a_time_and_costs_no_other_its_own() -> Non
     assert codes.take(yours)
 
 
+@pytest.mark.attacks(43)
 def test_codes_are_compared_in_constant_time_by_their_digests(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -11,6 +11,7 @@ from ciworker.web.openapi import document
 from ciworker.web.routes import ROUTES
 
 OPERATIONS = {
+    "get /api/v1/audit",
     "get /api/v1/drain",
     "get /api/v1/environments",
     "get /api/v1/events",
@@ -89,10 +90,10 @@ def test_every_operation_but_health_needs_a_token_or_a_session_and_may_refuse_it
     operations: dict[str, Any],
 ) -> None:
     for name, operation in operations.items():
-        refusals = {"403"} if name in OPEN else {"401", "403"}
+        refusals = {"403"} if name in OPEN else {"401", "403", "429"}
         either = [] if name in {*OPEN, SIGNED} else ["token", "session"]
         assert operation["security"] == [{way: []} for way in either], name
-        assert set(operation["responses"]) & {"401", "403"} == refusals, name
+        assert set(operation["responses"]) & {"401", "403", "429"} == refusals, name
         names_one = "{id}" in name or name in NAMES_ONE
         assert ("404" in operation["responses"]) == names_one, name
 

@@ -12,6 +12,7 @@ import pytest
 from pydantic import ValidationError
 
 from ciworker.settings import SECRET_NAMES, Parking, SecretName, Settings, load
+from ciworker.units import Rate
 
 
 class Loaded(Protocol):
@@ -50,6 +51,12 @@ DEFAULTS: Mapping[str, object] = {
     "port": 8480,
     "public_url": None,
     "allowed_hosts": (),
+    "tls_cert": None,
+    "tls_key": None,
+    "trusted_proxies": (),
+    "failed_token_rate": Rate(30, 60),
+    "submit_rate": Rate(600, 60),
+    "keep_audit": 365 * 24 * 3600,
     "docker_host": None,
     "resync_interval": 60,
     "transfer_timeout": 60,
@@ -320,6 +327,12 @@ def test_an_unknown_name_in_the_file_is_refused_with_the_nearest(
         ("log_format", "xml", "Input should be 'auto', 'console' or 'json'"),
         ("allowed_hosts", "a.example", 'has to be JSON in the environment, such as ["a", "b"]'),
         ("job_env", "A=1", 'has to be JSON in the environment, such as {"KEY": "value"}'),
+        ("submit_rate", "600", "600 is no rate: write 10/s, 600/m or 1000/h, or off"),
+        ("submit_rate", "0/m", "'0/m' is no rate: write 10/s, 600/m or 1000/h, or off"),
+        ("failed_token_rate", "1/d", "'1/d' is no rate: write 10/s, 600/m or 1000/h, or off"),
+        ("host", "unix:x", "'unix:x' has to be unix:/PATH, absolute, of 107 bytes at most"),
+        ("host", "unix:", "'unix:' has to be unix:/PATH, absolute, of 107 bytes at most"),
+        ("host", "unix:/x/", "'unix:/x/' has to be unix:/PATH, absolute, of 107 bytes at most"),
         ("allowed_hosts", '"a.example"', "Input should be a valid tuple"),
         ("job_env", "[]", "Input should be a valid dictionary"),
     ],
@@ -355,6 +368,55 @@ def test_a_mount_that_is_not_read_only_or_not_absolute_is_refused(
 def test_a_public_url_that_is_no_origin_is_refused(loaded: Loaded, url: str) -> None:
     assert refusal(loaded, public_url=url) == (
         "setting public_url: has to be https://HOST[:PORT], such as https://ci.example.org"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "rate"),
+    [("10/s", Rate(10, 1)), (" 600/M ", Rate(600, 60)), ("1/h", Rate(1, 3600)), ("off", None)],
+)
+def test_a_rate_is_so_many_in_a_time(loaded: Loaded, text: str, rate: Rate | None) -> None:
+    assert loaded(submit_rate=text).submit_rate == rate
+    assert loaded(f'submit_rate = "{text}"').submit_rate == rate
+
+
+def test_a_rate_is_told_as_people_say_it() -> None:
+    assert [str(rate) for rate in (Rate(10, 1), Rate(600, 60), Rate(7, 3600))] == [
+        "10 per second", "600 per minute", "7 per hour",
+    ]  # fmt: skip
+
+
+def test_proxies_are_addresses_networks_or_the_socket(loaded: Loaded) -> None:
+    told = ("127.0.0.1", "10.0.0.0/8", "::1", "fd00::/8", "unix")
+    assert loaded(f"trusted_proxies = {list(told)}").trusted_proxies == (
+        "127.0.0.1/32", "10.0.0.0/8", "::1/128", "fd00::/8", "unix",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("wrong", ["localhost", "10.0.0.1/8", "10.0.0.0/33", "*", "", "unix:"])
+def test_another_proxy_is_refused_in_words(loaded: Loaded, wrong: str) -> None:
+    told = refusal(loaded, f'trusted_proxies = ["127.0.0.1", "{wrong}"]')
+    assert told.startswith(f"setting trusted_proxies.1: {wrong!r} has to be an address, a network")
+
+
+def test_a_unix_socket_is_listened_on_instead_of_a_port(loaded: Loaded) -> None:
+    assert loaded(host="unix:/run/x.sock").unix_path == Path("/run/x.sock")
+    assert loaded(host="127.0.0.1").unix_path is None
+    assert "107 bytes" in refusal(loaded, host="unix:/" + "x" * 107)
+    assert loaded(host="unix:/" + "x" * 106).unix_path is not None
+
+
+def test_a_certificate_and_its_key_belong_together_and_to_a_port(loaded: Loaded) -> None:
+    both = {"tls_cert": "/a.pem", "tls_key": "/a.key"}
+    assert loaded().scheme == "http"
+    assert loaded(**both).scheme == "https"
+    assert "Unix socket speaks no TLS" in refusal(loaded, host="unix:/run/x.sock", **both)
+
+
+@pytest.mark.parametrize("alone", ["tls_cert", "tls_key"])
+def test_one_of_them_alone_is_refused(loaded: Loaded, alone: str) -> None:
+    assert refusal(loaded, **{alone: "/a"}) == (
+        "tls_cert and tls_key belong together: set both, or none"
     )
 
 

@@ -1,0 +1,86 @@
+"""How a command on the worker's machine reaches it: by its port, with TLS or not, or its socket."""
+
+import socket
+import ssl
+from pathlib import Path
+
+from urllib3 import HTTPConnectionPool, HTTPSConnectionPool
+from urllib3.connection import HTTPConnection
+from urllib3.exceptions import NewConnectionError
+
+from ciworker.settings import Settings
+
+ANY = ("0.0.0.0", "::", "")  # noqa: S104 # compared with, not bound to
+
+
+def base_url(settings: Settings) -> str:
+    """Where a worker with these settings listens, seen from this machine."""
+    if settings.unix_path:
+        return settings.host
+    host = "127.0.0.1" if settings.host in ANY else settings.host
+    return url_of(settings, host)
+
+
+def listens_at(settings: Settings) -> str:
+    """As it is set, which may be all addresses."""
+    return settings.host if settings.unix_path else url_of(settings, settings.host)
+
+
+def url_of(settings: Settings, host: str) -> str:
+    """Where it is asked at one of its addresses."""
+    bracketed = f"[{host}]" if ":" in host else host
+    return f"{settings.scheme}://{bracketed}:{settings.port}"
+
+
+def connection(settings: Settings, host: str | None = None) -> HTTPConnectionPool:
+    """To the worker with these settings; host: one of its addresses.
+
+    With TLS it is trusted by its own certificate, whatever the names in it: they are for others.
+    """
+    if settings.unix_path:
+        return _UnixPool(settings.unix_path)
+    host = host or ("127.0.0.1" if settings.host in ANY else settings.host)
+    if settings.tls_cert is None:
+        return HTTPConnectionPool(host, settings.port)
+    return HTTPSConnectionPool(
+        host, settings.port, ssl_context=trusting(settings.tls_cert), assert_hostname=False
+    )
+
+
+def trusting(cert: Path) -> ssl.SSLContext:
+    """Trusts this certificate and those that it signed, whatever their names.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # it need not be a root
+    try:
+        context.load_verify_locations(cert)
+    except OSError as error:  # ssl's own errors are OSErrors
+        raise OSError(error.errno, f"tls_cert {cert} cannot be read: {error.strerror}") from error
+    return context
+
+
+class _UnixConnection(HTTPConnection):
+    """HTTP over a Unix socket. path: set by its pool."""
+
+    path = ""
+
+    def connect(self) -> None:
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        timeout = self.timeout
+        sock.settimeout(timeout if isinstance(timeout, int | float) else None)
+        try:
+            sock.connect(self.path)
+        except OSError as error:
+            sock.close()
+            raise NewConnectionError(self, f"{self.path}: {error.strerror}") from error
+        self.sock = sock
+
+
+class _UnixPool(HTTPConnectionPool):
+    def __init__(self, path: Path) -> None:
+        super().__init__("localhost")
+        self.ConnectionCls = type("Connection", (_UnixConnection,), {"path": str(path)})
