@@ -141,7 +141,7 @@ def _control(
     witness: Witness,
     stop: Callable[[], None],
 ) -> Control:
-    environments = EnvironmentController(parts)
+    environments = EnvironmentController(parts, pool.leave)
     controller = Controller(
         parts,
         environments,
@@ -438,6 +438,9 @@ class _Pool:
         wanted = {(name, "wanted"): size for name, size in self._controller.wanted.items()}
         return {**wanted, **{(name, state.value): count for (name, state), count in found.items()}}
 
+    def environments(self) -> Mapping[tuple[str, str], int]:
+        return self._controller.environments
+
 
 def _shown(member: MemberStatus) -> PoolMember:
     return PoolMember(
@@ -445,6 +448,7 @@ def _shown(member: MemberStatus) -> PoolMember:
         entry=member.entry,
         state=member.state.value,
         container_id=member.container,
+        environment=member.environment,
         job=member.job,
         error=member.error,
         failures=member.failures,

@@ -40,6 +40,7 @@ UNITS = ("_seconds", "_bytes", "_total")
 COUNTED = {  # gauges of things that are counted, and of what is or is not
     "ciworker_jobs", "ciworker_queue_jobs", "ciworker_work_queue_keys", "ciworker_sse_subscribers",
     "ciworker_sse_most_behind_lines", "ciworker_engine_connected", "ciworker_asyncio_tasks",
+    "ciworker_pool_environments",
     "ciworker_pool_members",
 }  # fmt: skip
 LABELS = {
@@ -58,8 +59,14 @@ class Counter:
 class Pool:
     """Members without containers."""
 
+    def __init__(self) -> None:
+        self.held = {("oolong", "a" * 64): 1}
+
     def counts(self) -> Mapping[tuple[str, str], int]:
         return {("tea", "wanted"): 2, ("tea", "parked"): 1}
+
+    def environments(self) -> Mapping[tuple[str, str], int]:
+        return self.held
 
 
 class Informant:
@@ -82,6 +89,7 @@ class Lab:
         self.metrics = Metrics()
         self.counter = Counter()
         self.watchers = Watchers()
+        self.pool = Pool()
         self.connected = True
         Tallies(self.metrics.control, SystemClock())
         self.metrics.control.pool_taken.labels("tea")
@@ -98,7 +106,7 @@ class Lab:
             SimpleNamespace(
                 metrics=self.metrics,
                 counter=self.counter,
-                pool=Pool(),
+                pool=self.pool,
                 watchers=self.watchers,
                 work_queue=lambda: 4,
                 connected=lambda: self.connected,

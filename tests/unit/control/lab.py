@@ -152,8 +152,8 @@ class Life:
             new_id=lab.new_id,
             metrics=self.metrics.control,
         )
-        self.environments = EnvironmentController(self.parts)
         self.pool = PoolController(self.parts, PoolIntent(database), down=pool_down)
+        self.environments = EnvironmentController(self.parts, self.pool.leave)
         self.controller = Controller(
             self.parts, self.environments, self.pool, look_for_engine=self._look_for_engine
         )
