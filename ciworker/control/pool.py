@@ -261,7 +261,7 @@ class PoolController:
                 takes, container = member.takes, self._ours(await self._engine.inspect(member.name))
                 if container is None or not container.parked or container.image != image:
                     continue
-                if await self._holder(member, container) or member.takes != takes:
+                if member.takes != takes or await self._holder(member, container):
                     continue  # it is a job's
                 await self._let_go(member)
                 await self._engine.remove(container.id)

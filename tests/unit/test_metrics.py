@@ -44,8 +44,8 @@ COUNTED = {  # gauges of things that are counted, and of what is or is not
     "ciworker_pool_members",
 }  # fmt: skip
 LABELS = {
-    "action", "call", "disk", "entry", "kind", "le", "reason", "result", "state", "status",
-    "stream", "waits_for",
+    "action", "call", "disk", "entry", "environment", "kind", "le", "reason", "result", "state",
+    "status", "stream", "waits_for",
 }  # fmt: skip
 
 
@@ -176,6 +176,15 @@ async def test_what_is_asked_for_is_what_there_is(lab: Lab) -> None:
         'ciworker_disk_size_bytes{disk="data"} 100.0',
     ):
         assert line in text.splitlines()
+
+
+async def test_an_environment_that_no_place_holds_any_more_is_not_told_of(lab: Lab) -> None:
+    line = 'ciworker_pool_environments{entry="oolong",environment="%s"} 1.0'
+    assert line % ("a" * 12) in (await lab.text()).splitlines()
+    lab.pool.held = {("oolong", "b" * 64): 1}
+    told = (await lab.text()).splitlines()
+    assert line % ("b" * 12) in told
+    assert line % ("a" * 12) not in told
 
 
 async def test_without_the_engine_the_rest_is_told(lab: Lab) -> None:
