@@ -173,7 +173,7 @@ def _control(
     witness: Witness,
     stop: Callable[[], None],
 ) -> Control:
-    environments = EnvironmentController(parts)
+    environments = EnvironmentController(parts, pool.leave)
     controller = Controller(
         parts,
         environments,
@@ -491,6 +491,9 @@ class _Pool:
         wanted = {(name, "wanted"): size for name, size in self._controller.wanted.items()}
         return {**wanted, **{(name, state.value): count for (name, state), count in found.items()}}
 
+    def environments(self) -> Mapping[tuple[str, str], int]:
+        return self._controller.environments
+
 
 def _shown(member: MemberStatus) -> PoolMember:
     return PoolMember(
@@ -498,6 +501,7 @@ def _shown(member: MemberStatus) -> PoolMember:
         entry=member.entry,
         state=member.state.value,
         container_id=member.container,
+        environment=member.environment,
         job=member.job,
         error=member.error,
         failures=member.failures,

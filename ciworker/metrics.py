@@ -269,6 +269,13 @@ class StateMetrics:
             "entry",
             "state",
         )
+        self.pool_environments = _gauge(
+            registry,
+            "pool_environments",
+            "Members of the pool that hold an environment, or are to, by the start of its key",
+            "entry",
+            "environment",
+        )
         self.disk_free = _gauge(
             registry, "disk_free_bytes", "Free bytes of the disk with the worker's or the "
             "engine's data", "disk",

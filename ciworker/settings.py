@@ -206,10 +206,19 @@ class PoolEntry(BaseModel):
 
     name: str = Field(pattern=r"^[a-z0-9-]+$", max_length=32)
     image: str = Field("", description="`default_image` where empty")
+    environments: bool = Field(False, description="instead of an image: those used last")
     network: bool = False
     memory: Annotated[Size | None, Field(description="bytes; `job_memory` where left out")] = None
     cpus: float | None = Field(None, gt=0)
     size: int = Field(ge=0)
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> Self:
+        if self.environments and self.image:
+            raise ValueError("it names an image, and wants environments: leave one of both out")
+        if self.environments and self.network:
+            raise ValueError("its environments are parked without a network: leave `network` out")
+        return self
 
 
 ForgeName = Literal["github", "gitlab", "forgejo"]
@@ -340,10 +349,13 @@ SECRET_NAMES = tuple(
 
 @dataclass(frozen=True, slots=True)
 class Parking:
-    """An entry of the pool, with nothing left to default. memory in bytes, of each member."""
+    """An entry of the pool, with nothing left to default. memory in bytes, of each member.
+
+    image: None where members hold the environments that were used last.
+    """
 
     name: str
-    image: str
+    image: str | None
     network: bool
     memory: int
     cpus: float
@@ -466,7 +478,7 @@ class Settings(BaseSettings):
                 f"memory of all entries), more than max_memory ({format_size(self.max_memory)}): "
                 "lower a size or a memory"
             )
-        if promised and self.pull == "always":
+        if self.pull == "always" and any(entry.size and entry.image for entry in self.parkings):
             raise ValueError(
                 "setting pool: a parked container's image is older than its job, which `pull = "
                 '"always"` forbids: set pull to missing or never, or all sizes to 0'
@@ -506,7 +518,7 @@ class Settings(BaseSettings):
         return [
             Parking(
                 name=entry.name,
-                image=entry.image or self.default_image,
+                image=None if entry.environments else entry.image or self.default_image,
                 network=entry.network,
                 memory=entry.memory or self.job_memory,
                 cpus=entry.cpus or self.job_cpus,

@@ -176,7 +176,7 @@ async def _image(engine: DockerEngine, settings: Settings) -> Finding:
 
 
 async def _pool_images(engine: DockerEngine, settings: Settings) -> Finding:
-    names = sorted({entry.image for entry in settings.parkings if entry.size})
+    names = sorted({e.image for e in settings.parkings if e.size and e.image})
     missing = [name for name in names if await engine.image(name) is None]
     if not missing:
         return Finding("pool", True, f"all images are there: {', '.join(names) or 'none wanted'}")

@@ -5,8 +5,16 @@ from datetime import datetime
 from typing import Any
 
 from ciworker.cli.api import call
+from ciworker.domain.environment import SHOWN
 from ciworker.settings import Settings
 from ciworker.units import format_size
+
+_NO_IMAGE = ": the engine has no such image: docker pull it, then `ciworker resync`"
+_NO_LAYER = ": somebody removed its image: `ciworker resync`, and the next job sets it up anew"
+_WHY = {
+    "no_environment": ": no job has used an environment yet",
+    "no_memory": ": jobs use what max_memory allows; it is started when they give some back",
+}
 
 
 def turn(settings: Settings, *, down: bool) -> tuple[list[str], bool]:
@@ -37,7 +45,8 @@ def told(report: Mapping[str, Any]) -> Iterator[str]:
         parked = sum(member["state"] == "parked" for member in members)
         network = "with network" if entry["network"] else "no network"
         yield (
-            f"{entry['name']}: {parked} of {entry['size']} parked; {entry['image']}, "
+            f"{entry['name']}: {parked} of {entry['size']} parked; "
+            f"{entry['image'] or 'the environments used last'}, "
             f"{format_size(entry['memory'])}, {entry['cpus']:g} CPUs, {network}"
         )
         yield from map(_line, members)
@@ -47,16 +56,17 @@ def told(report: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _line(member: Mapping[str, Any]) -> str:
-    return f"  {member['name']}  {member['state']}{_why(member)}"
+    holds = f", environment {member['environment'][:SHOWN]}" if member["environment"] else ""
+    return f"  {member['name']}  {member['state']}{holds}{_why(member)}"
 
 
 def _why(member: Mapping[str, Any]) -> str:
     if member["job"]:
         return f" by {member['job']}"
+    if member["state"] in _WHY:
+        return _WHY[member["state"]]
     if member["state"] == "no_image":
-        return ": the engine has no such image: docker pull it, then `ciworker resync`"
-    if member["state"] == "no_memory":
-        return ": jobs use what max_memory allows; it is started when they give some back"
+        return _NO_LAYER if member["environment"] else _NO_IMAGE
     if member["error"] is None:
         return ""
     again = member["retry_at"] and datetime.fromisoformat(member["retry_at"])

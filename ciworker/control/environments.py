@@ -90,7 +90,14 @@ class Look:
 class EnvironmentController:
     """Reconciles environments, one key at a time."""
 
-    def __init__(self, parts: Parts) -> None:
+    def __init__(self, parts: Parts, leave: Callable[[str], Awaitable[None]]) -> None:
+        """Take the parts.
+
+        Args:
+            parts: of the worker.
+            leave: have no container parked any more that was made from the image with this id.
+        """
+        self._leave = leave
         self._settings, self._clock = parts.settings, parts.clock
         self._engine, self._jobs, self._queue = parts.engine, parts.jobs, parts.queue
         self._environments, self._supervisor = parts.environments, parts.supervisor
@@ -481,6 +488,7 @@ class EnvironmentController:
         """False when a container still needs one: it is tried again later."""
         try:
             for image in images:
+                await self._leave(image.id)
                 named = environment_tag(key) in image.names  # then others' names of it do not count
                 await self._engine.remove_image(environment_tag(key) if named else image.id)
                 logger().info("environment's image removed", environment=key[:SHOWN])

@@ -19,6 +19,7 @@ from ciworker.control.launcher import member_spec
 from ciworker.control.look import Outcome, buckets_of
 from ciworker.control.members import FINE, Member, MemberState, MemberStatus, Parked, PoolStatus
 from ciworker.control.parts import Parts
+from ciworker.control.recent import RecentEnvironments
 from ciworker.domain.container import LABEL_SPEC, Container
 from ciworker.domain.decide import Bucket
 from ciworker.domain.job import Job, Kind, Spec
@@ -58,6 +59,7 @@ class PoolController:
         self._members = {
             member.name: member for member in _members(parts.settings.parkings, parts.instance)
         }
+        self._recent = RecentEnvironments(parts, self._members.values())
         self._taken: dict[str, Member] = {}  # by job
         self.counting = asyncio.Lock()
         self.awaited = 0  # bytes that the head of the queue waits for
@@ -138,6 +140,7 @@ class PoolController:
             entry=member.entry.name,
             state=state,
             container=parked.container if parked else there.id if there else None,
+            environment=member.environment,
             job=member.taken_by,
             error=None if state in FINE else member.error,
             failures=member.failures,
@@ -147,8 +150,15 @@ class PoolController:
     @property
     def wanted(self) -> Mapping[str, int]:
         """How many members there should be, by entry."""
-        there_are = self.wants_any
-        return {e.name: e.size if there_are else 0 for e in self._settings.parkings}
+        counts = {entry.name: 0 for entry in self._settings.parkings}
+        for member in self._members.values() if self.wants_any else ():
+            counts[member.entry.name] += not member.vacant
+        return counts
+
+    @property
+    def environments(self) -> Mapping[tuple[str, str], int]:
+        """How many members hold each environment, or are to, by entry and key."""
+        return self._recent.held()
 
     def counts(self) -> Mapping[tuple[str, MemberState], int]:
         """How many members there are, by entry and state; 0 too."""
@@ -165,6 +175,7 @@ class PoolController:
             (self._down or self._draining, MemberState.DOWN),
             (member.parked is not None, MemberState.PARKED),
             (member.no_image, MemberState.NO_IMAGE),
+            (member.vacant, MemberState.NO_ENVIRONMENT),
             (member.retry_at > self._clock.monotonic(), MemberState.BACKING_OFF),
             (member.waits, MemberState.NO_MEMORY),
         )
@@ -227,6 +238,7 @@ class PoolController:
             self._metrics.pool_taken.labels(member.entry.name).inc()
         elif job.kind is Kind.JOB and self.wants_any:
             self._metrics.pool_cold.inc()
+        self._recent.started(job)
 
     def give_back(self, job_id: str) -> None:
         """The attempt of a job is over; if it took a member, another one takes its place."""
@@ -234,6 +246,25 @@ class PoolController:
         if member is not None:
             member.taken_by, member.free_at = None, self._clock.monotonic()
             self._queue.add(pool_key(member.name))
+        self._recent.ended(job_id)
+
+    async def leave(self, image: str) -> None:
+        """Remove the members of an environment's image, which is to be removed.
+
+        None is made of it any more: the store says by now that nobody is to start from it.
+
+        Args:
+            image: the engine's id.
+        """
+        for member in self._recent.places:
+            async with member.looking:
+                takes, container = member.takes, self._ours(await self._engine.inspect(member.name))
+                if container is None or not container.parked or container.image != image:
+                    continue
+                if member.takes != takes or await self._holder(member, container):
+                    continue  # it is a job's
+                await self._let_go(member)
+                await self._engine.remove(container.id)
 
     async def make_room(self, memory: int) -> bool:
         """Give up so many members that this many bytes are free; whether that was possible.
@@ -278,6 +309,10 @@ class PoolController:
             EngineUnavailable, StoreUnavailable: the look is to be tried again.
         """
         member = self._members.get(name)
+        async with member.looking if member else contextlib.nullcontext():
+            await self._look(name, member, outcomes)
+
+    async def _look(self, name: str, member: Member | None, outcomes: list[Outcome]) -> None:
         takes = member.takes if member else 0
         spec = await self._spec(member) if member is not None and self.wants_any else None
         container = self._ours(await self._engine.inspect(name))
@@ -306,15 +341,17 @@ class PoolController:
         return await self._jobs.holder(container.id)
 
     async def _spec(self, member: Member) -> ContainerSpec | None:
-        """What is wanted of it; None while the engine has no such image."""
-        image = await self._engine.image(member.entry.image)
-        if image is None and not member.no_image:
+        """What is wanted of it; None while the engine has no such image, or none is wanted."""
+        name = member.entry.image or await self._recent.image(member)
+        member.vacant = name is None
+        image = await self._engine.image(name) if name else None
+        if image is None and name and not member.no_image:
             logger().warning(
                 "the pool's image is missing: its jobs start cold",
                 entry=member.entry.name,
-                image=member.entry.image,
+                image=name,
             )
-        member.no_image = image is None
+        member.no_image = image is None and name is not None
         if image is None:
             return None
         return member_spec(member.entry, member.name, self._settings, self._instance, image)

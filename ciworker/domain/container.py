@@ -44,8 +44,9 @@ class Container:
     """One container with our label.
 
     `job` and `attempt` are `owner_of` it; `changed_at` is when it entered its state, by the
-    engine's clock. instance, kind, spec: its labels. memory in bytes and cpus in cores are its
-    limits, where the container itself was looked at.
+    engine's clock. image: the engine's id of what it was made from. instance, kind, spec: its
+    labels. memory in bytes and cpus in cores are its limits, where the container itself was looked
+    at.
     """
 
     id: str
@@ -59,6 +60,7 @@ class Container:
     started_at: datetime | None = None
     finished_at: datetime | None = None
     error: str = ""
+    image: str = ""
     instance: str = ""
     kind: str = ""
     spec: str = ""

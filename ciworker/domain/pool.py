@@ -4,6 +4,8 @@ As `decide` does for jobs: total, pure, guard clauses in the order of the table 
 with its row's number. A member that a job took is the job's, and none of the pool's.
 """
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from hashlib import sha256
@@ -78,6 +80,36 @@ def _matches(wanted: Wanted, container: Container) -> bool:
     cpus = container.cpus
     same_cpus = cpus is not None and abs(cpus - wanted.cpus) < _CPUS
     return container.spec == wanted.spec and container.memory == wanted.memory and same_cpus
+
+
+def assign(held: Sequence[str | None], recent: Sequence[str]) -> Sequence[str | None]:
+    """Say which environment each place is to hold.
+
+    A place keeps its key as long as that is among the keys used last, as many as there are places;
+    it makes way only for one of those that no place has, and only while another has its own too.
+    With more places than keys some have the same one: jobs that come at once, or before a place is
+    filled again, find theirs as well.
+
+    Args:
+        held: the keys that the places have now.
+        recent: keys by when they were used, last ones first.
+    """
+    wanted = recent[: len(held)]
+    places = [key if key in wanted else None for key in held]
+    for key in wanted:
+        if key not in places:
+            places[_to_give(places)] = key
+    while wanted and None in places:
+        places[places.index(None)] = min(wanted, key=places.count)
+    return places
+
+
+def _to_give(places: Sequence[str | None]) -> int:
+    """The first place without a key; else the last one of the key that has the most."""
+    if None in places:
+        return places.index(None)
+    (most, _), *_ = Counter(places).most_common(1)
+    return len(places) - 1 - places[::-1].index(most)
 
 
 def member_name(entry: str, number: int, instance: str) -> str:

@@ -562,6 +562,7 @@ def _container(answer: Mapping[str, Any]) -> Container:
         started_at=started,
         finished_at=finished,
         error=state.get("Error") or "",
+        image=answer["Image"],
         memory=limits["Memory"],
         cpus=limits["NanoCpus"] / 1e9,
     )
@@ -569,7 +570,8 @@ def _container(answer: Mapping[str, Any]) -> Container:
 
 def _listed(item: Mapping[str, Any]) -> Container:
     name = item["Names"][0].removeprefix("/") if item["Names"] else item["Id"]
-    return _labelled(item["Id"], name, State(item["State"]), item["Labels"] or {})
+    listed = _labelled(item["Id"], name, State(item["State"]), item["Labels"] or {})
+    return replace(listed, image=item["ImageID"])
 
 
 def _labelled(container: str, name: str, state: State, labels: Mapping[str, str]) -> Container:

@@ -4,6 +4,7 @@ The controller writes an environment's row, one worker at a time; how often it w
 beside that, by the jobs that start in it.
 """
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import datetime
 from typing import Any
@@ -48,6 +49,23 @@ class Environments:
             .order_by(col(EnvironmentRow.build).desc())  # ids only grow
         )
         return [_environment(row) for row in await self._database.table(query)]
+
+    async def recently_used(self, limit: int) -> Mapping[str, str]:
+        """Images that jobs can start from, by key, those used last first; at most so many.
+
+        Left out are those that belong to one job alone, and those that are to be removed.
+        """
+        query = (
+            sql_select(_ENVIRONMENTS)
+            .where(
+                col(EnvironmentRow.layer).is_not(None),
+                col(EnvironmentRow.single).is_(False),
+                col(EnvironmentRow.removal).is_(None),
+            )
+            .order_by(col(EnvironmentRow.last_used_at).desc(), col(EnvironmentRow.key))
+            .limit(limit)
+        )
+        return {row.key: row.layer for row in await self._database.table(query)}
 
     async def add(self, environment: Environment) -> None:
         """Store a new one, unless its key is known: jobs come to need it at the same time."""

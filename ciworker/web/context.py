@@ -62,6 +62,9 @@ class Pool(Protocol):
     def counts(self) -> Mapping[tuple[str, str], int]:
         """How many members there are, and are wanted, by entry and state."""
 
+    def environments(self) -> Mapping[tuple[str, str], int]:
+        """How many members hold each environment, or are to, by entry and key."""
+
 
 @dataclass(frozen=True, slots=True)
 class Context:

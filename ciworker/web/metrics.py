@@ -6,6 +6,7 @@ from aiohttp import web
 from prometheus_client import generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
+from ciworker.domain.environment import SHOWN
 from ciworker.domain.job import Kind, Status
 from ciworker.domain.webhook import DeliveryKind
 from ciworker.store.counts import Counts
@@ -40,6 +41,9 @@ async def _refresh(context: Context) -> None:
     state.tasks.set(len(asyncio.all_tasks()))
     for (entry, member_state), count in context.pool.counts().items():
         state.pool.labels(entry, member_state).set(count)
+    state.pool_environments.clear()  # of others than those that it holds now
+    for (entry, key), count in context.pool.environments().items():
+        state.pool_environments.labels(entry, key[:SHOWN]).set(count)
     for name, disk in (await context.disks()).items():
         state.disk_free.labels(name).set(disk.free)
         state.disk_size.labels(name).set(disk.size)

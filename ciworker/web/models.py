@@ -298,10 +298,13 @@ class ResyncReport(Model):
 
 
 class PoolEntryModel(Model):
-    """What the settings say of some members, all alike. memory: bytes of each, cpus: its cores."""
+    """What the settings say of some members. memory: bytes of each, cpus: its cores.
+
+    image: null where they hold the environments that were used last.
+    """
 
     name: str
-    image: str
+    image: str | None
     network: bool
     memory: int
     cpus: float
@@ -311,6 +314,7 @@ class PoolEntryModel(Model):
 class PoolMember(Model):
     """One place of the pool, or a member that nobody wants any more.
 
+    environment: key of the one that it holds, or is to hold; null where its entry names an image.
     job: that took it; then its place is filled again once that has ended. error: of the last start
     that failed, its kind first; failures: how many in a row; retry_at: of the next try.
     """
@@ -324,10 +328,12 @@ class PoolMember(Model):
         "backing_off",
         "no_memory",
         "no_image",
+        "no_environment",
         "down",
         "unwanted",
     ]
     container_id: str | None
+    environment: str | None
     job: str | None
     error: str | None
     failures: int

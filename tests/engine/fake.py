@@ -188,6 +188,7 @@ class Box:
             state=self.state,
             job=job,
             attempt=attempt,
+            image=self.image.id,
             instance=self.labels.get(LABEL_INSTANCE, ""),
             kind=self.labels.get(LABEL_KIND, ""),
             spec=self.labels.get(LABEL_SPEC, ""),

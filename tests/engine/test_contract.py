@@ -658,6 +658,7 @@ async def test_a_member_of_a_pool_is_the_job_s_from_when_it_has_its_name(lab: La
         spec = member(lab, "read -r x; exit 3")
         container, attachment = await lab.attached(spec)
         before, (listed,) = await lab.engine.inspect(container), await lab.engine.list()
+        image = await lab.engine.image(spec.image)
         await lab.engine.rename(container, name)
         after = await lab.engine.inspect(container)
         await attachment.write(b"go\n")
@@ -668,9 +669,11 @@ async def test_a_member_of_a_pool_is_the_job_s_from_when_it_has_its_name(lab: La
 
     assert before is not None
     assert after is not None
+    assert image is not None
     for seen in (before, listed):
         assert (seen.job, seen.attempt, seen.name, seen.parked) == ("", 0, spec.name, True)
         assert (seen.instance, seen.kind, seen.spec) == (lab.instance, KIND_POOL, "a hash")
+        assert seen.image == image.id
     assert (after.job, after.attempt, after.name, after.parked) == (job, 2, name, False)
     assert [(e.action, e.job, e.attempt, e.member) for e in tape.of(container)] == [
         ("start", "", 0, spec.name),

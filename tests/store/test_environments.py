@@ -169,6 +169,30 @@ async def test_each_use_is_counted_as_what_it_was(
     assert len(await environments.all()) == 1
 
 
+async def test_those_that_jobs_can_start_from_come_by_when_they_were_used(
+    environments: Environments,
+) -> None:
+    for key, age, fields in (
+        ("a", 3, {}),
+        ("b", 1, {}),
+        ("c", 2, {}),
+        ("rebuilt", 4, {"status": EnvironmentStatus.BUILDING}),
+        ("gone", 0, {"layer": None, "status": EnvironmentStatus.ABSENT}),
+        ("single", 0, {"single": True}),
+        ("to go", 0, {"removal": "to make room"}),
+    ):
+        ready: dict[str, object] = {"status": EnvironmentStatus.READY, "layer": f"sha256:{key}"}
+        used = NOW - age * SECOND
+        await environments.add(new_environment(key, **{**ready, "last_used_at": used, **fields}))
+
+    assert list((await environments.recently_used(9)).items()) == [
+        ("b", "sha256:b"), ("c", "sha256:c"), ("a", "sha256:a"), ("rebuilt", "sha256:rebuilt"),
+    ]  # fmt: skip
+    assert list(await environments.recently_used(2)) == ["b", "c"]
+    await environments.used("to go", NOW, hit=True)
+    assert list(await environments.recently_used(1)) == ["to go"]
+
+
 async def test_uses_and_changes_at_once_lose_no_count(environments: Environments) -> None:
     environment = new_environment()
     await environments.add(environment)

@@ -45,10 +45,11 @@ UNITS = ("_seconds", "_bytes", "_total")
 COUNTED = {  # gauges of things that are counted, and of what is or is not
     "ciworker_jobs", "ciworker_queue_jobs", "ciworker_work_queue_keys", "ciworker_sse_subscribers",
     "ciworker_sse_most_behind_lines", "ciworker_engine_connected", "ciworker_asyncio_tasks",
-    "ciworker_pool_members", "ciworker_webhook_pending",
+    "ciworker_pool_environments", "ciworker_pool_members", "ciworker_webhook_pending",
 }  # fmt: skip
 LABELS = {
-    "action", "call", "disk", "entry", "kind", "le", "outcome", "reason", "result", "state",
+    "action", "call", "disk", "entry", "environment", "kind", "le", "outcome", "reason", "result",
+    "state",
     "status", "stream", "waits_for",
 }  # fmt: skip
 
@@ -74,8 +75,14 @@ class Deliveries:
 class Pool:
     """Members without containers."""
 
+    def __init__(self) -> None:
+        self.held = {("oolong", "a" * 64): 1}
+
     def counts(self) -> Mapping[tuple[str, str], int]:
         return {("tea", "wanted"): 2, ("tea", "parked"): 1}
+
+    def environments(self) -> Mapping[tuple[str, str], int]:
+        return self.held
 
 
 class Informant:
@@ -98,6 +105,7 @@ class Lab:
         self.metrics = Metrics()
         self.counter = Counter()
         self.watchers = Watchers()
+        self.pool = Pool()
         self.connected = True
         Tallies(self.metrics.control, SystemClock())
         self.metrics.control.pool_taken.labels("tea")
@@ -115,7 +123,7 @@ class Lab:
             SimpleNamespace(
                 metrics=self.metrics,
                 counter=self.counter,
-                pool=Pool(),
+                pool=self.pool,
                 deliveries=Deliveries(),
                 now=lambda: NOW,
                 watchers=self.watchers,
@@ -190,6 +198,15 @@ async def test_what_is_asked_for_is_what_there_is(lab: Lab) -> None:
         'ciworker_disk_size_bytes{disk="data"} 100.0',
     ):
         assert line in text.splitlines()
+
+
+async def test_an_environment_that_no_place_holds_any_more_is_not_told_of(lab: Lab) -> None:
+    line = 'ciworker_pool_environments{entry="oolong",environment="%s"} 1.0'
+    assert line % ("a" * 12) in (await lab.text()).splitlines()
+    lab.pool.held = {("oolong", "b" * 64): 1}
+    told = (await lab.text()).splitlines()
+    assert line % ("b" * 12) in told
+    assert line % ("a" * 12) not in told
 
 
 async def test_without_the_engine_the_rest_is_told(lab: Lab) -> None:

@@ -490,11 +490,16 @@ def test_what_an_entry_of_the_pool_leaves_out_is_the_default(loaded: Loaded) -> 
         memory = "512m"
         cpus = 0.5
         size = 0
+        [[pool]]
+        name = "recent"
+        environments = true
+        size = 1
         """
     )
     assert settings.parkings == [
         Parking("plain", "tea:1", False, 2**30, 1.5, 2),
         Parking("own", "tea:2", True, 2**29, 0.5, 0),
+        Parking("recent", None, False, 2**30, 1.5, 1),
     ]
 
 
@@ -507,6 +512,11 @@ def test_what_an_entry_of_the_pool_leaves_out_is_the_default(loaded: Loaded) -> 
         ('[{"name": "tea", "size": -1}]', "setting pool.0.size: Input should be greater than"),
         ('[{"name": "tea", "size": 1, "memroy": 1}]', "pool.0.memroy: did you mean memory?"),
         ('[{"name": "tea", "size": 1, "memory": "x"}]', "setting pool.0.memory: 'x' is no size"),
+        (
+            f'{ENTRY}, "environments": true, "image": "a"}}]',
+            "setting pool.0: it names an image, and",
+        ),
+        (f'{ENTRY}, "environments": true, "network": true}}]', "parked without a network: leave"),
         ('[{"name": "tea", "size": 1, "cpus": 0}]', "setting pool.0.cpus: Input should be"),
         (f"{ENTRY}, {ENTRY[1:]}]", "setting pool: two entries are called 'tea': rename one"),
         ('{"name": "tea", "size": 1}', "setting pool: has to be a list of tables: write [[pool]]"),
@@ -531,6 +541,9 @@ def test_a_pool_that_memory_does_not_allow_is_refused_with_the_sum(
     monkeypatch.setenv("CIWORKER_POOL", f'{ENTRY}, {{"name": "b", "size": 4, "memory": "1g"}}]')
     with pytest.raises(ValueError, match=r"take 6\.0 GiB together .* max_memory \(3\.0 GiB\): low"):
         load()
+    monkeypatch.setenv("CIWORKER_POOL", f'{ENTRY}, "environments": true, "size": 4}}]')
+    with pytest.raises(ValueError, match=r"take 4\.0 GiB together .* max_memory"):
+        load()
     monkeypatch.setenv("CIWORKER_POOL", '[{"name": "b", "size": 1, "memory": "2500m"}]')
     with pytest.raises(
         ValueError, match=r"'b' \(2\.4 GiB\) is more than max_job_memory \(2\.0 GiB"
@@ -547,6 +560,8 @@ def test_a_pool_and_a_pull_before_each_job_exclude_each_other(
         load()
     monkeypatch.setenv("CIWORKER_POOL", '[{"name": "b", "size": 0}]')
     assert load().parkings[0].size == 0
+    monkeypatch.setenv("CIWORKER_POOL", f'{ENTRY}, "environments": true}}]')
+    assert load().parkings[0].image is None  # its key tells from which image it was made
 
 
 HOOK = {"url": "https://chat.example.org/hooks/s3cret", "secret": "CHAT_SECRET"}

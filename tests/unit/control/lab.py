@@ -156,8 +156,8 @@ class Life:
             credentials=Credentials(lab.settings, Secrets(lab.settings.secrets_file, lab.environ)),
             metrics=self.metrics.control,
         )
-        self.environments = EnvironmentController(self.parts)
         self.pool = PoolController(self.parts, PoolIntent(database), down=pool_down)
+        self.environments = EnvironmentController(self.parts, self.pool.leave)
         self.controller = Controller(
             self.parts, self.environments, self.pool, look_for_engine=self._look_for_engine
         )

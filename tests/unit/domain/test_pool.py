@@ -1,11 +1,15 @@
-"""`decide_member` against the pool's table, transcribed: all combinations of all axes."""
+"""`decide_member` against the pool's table, transcribed: all combinations of all axes; which
+environments places hold.
+"""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import product
 from typing import Any, NamedTuple
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ciworker.domain.container import KIND_POOL, Container, State
 from ciworker.domain.decide import Bucket
@@ -14,6 +18,7 @@ from ciworker.domain.pool import (
     MemberAction,
     Move,
     Wanted,
+    assign,
     decide_member,
     member_name,
 )
@@ -122,3 +127,65 @@ def test_names_tell_entry_number_and_instance_apart(entry: str) -> None:
     names = {member_name(entry, n, instance) for n in (1, 2, 11) for instance in ("a", "b")}
     assert len(names) == 6
     assert all(name.startswith(f"{PREFIX}{entry}-") for name in names)
+
+
+# -- which environments places hold --------------------------------------------------------------
+
+
+def keys(text: str) -> list[str | None]:
+    """A letter a place, `-` for none."""
+    return [None if letter == "-" else letter for letter in text]
+
+
+@pytest.mark.parametrize(
+    ("held", "recent", "wanted"),
+    [
+        pytest.param("--", "", "--", id="none was used yet"),
+        pytest.param("a-", "", "--", id="the only one was removed"),
+        pytest.param("--", "ab", "ab", id="the last ones first"),
+        pytest.param("--", "abc", "ab", id="no more than there are places"),
+        pytest.param("ba", "ab", "ba", id="each stays where it is"),
+        pytest.param("ba", "bac", "ba", id="an order that changes moves none"),
+        pytest.param("ba", "cab", "ca", id="the one used longest ago makes way"),
+        pytest.param("ba", "ac", "ca", id="one that was removed makes way"),
+        pytest.param("--", "a", "aa", id="more places than keys"),
+        pytest.param("-----", "ab", "ababa", id="more places, shared out evenly"),
+        pytest.param("aa", "ba", "ab", id="a second one makes way for a first"),
+        pytest.param("aba", "ba", "aba", id="but for no second one"),
+        pytest.param("abaa", "cab", "abac", id="the last of those that have the most"),
+        pytest.param("aa-", "bac", "acb", id="an empty place is taken before"),
+        pytest.param("xyz", "abcd", "abc", id="all are others"),
+        pytest.param("", "ab", "", id="no places"),
+    ],
+)
+def test_places_hold_what_was_used_last(held: str, recent: str, wanted: str) -> None:
+    assert list(assign(keys(held), list(recent))) == keys(wanted)
+
+
+KEYS = st.sampled_from("abcdefgh")
+
+
+@given(st.lists(st.none() | KEYS, max_size=6), st.lists(KEYS, unique=True, max_size=8))
+def test_every_key_used_last_has_a_place_and_no_place_changes_without_need(
+    held: Sequence[str | None], recent: Sequence[str]
+) -> None:
+    places = assign(held, recent)
+    last = recent[: len(held)]
+    assert len(places) == len(held)
+    assert set(places) == (set(last) if last else {None} & set(places))
+    missing = set(last) - set(held)
+    for before, after in zip(held, places, strict=True):
+        if before != after and before in last:
+            assert after in missing
+            assert held.count(before) > 1
+            assert before in places
+    assert assign(places, recent) == places
+
+
+@given(st.lists(st.none() | KEYS, max_size=6), st.permutations("abcd"), st.permutations("abcd"))
+def test_the_order_in_which_the_same_keys_are_used_moves_none(
+    held: Sequence[str | None], one: Sequence[str], other: Sequence[str]
+) -> None:
+    """As long as each has a place."""
+    places = assign([*held, *[None] * 4], one)
+    assert assign(places, other) == places
