@@ -42,6 +42,7 @@ from ciworker.engine.docker import DockerEngine
 from ciworker.engine.events import EventWatch
 from ciworker.engine.sandbox import write_hosts
 from ciworker.feed.feed import Feed, Signal
+from ciworker.memory import give_back_periodically
 from ciworker.metrics import EngineMetrics, Metrics
 from ciworker.settings import Settings
 from ciworker.source.secrets import Secrets
@@ -212,6 +213,7 @@ def _services(
     yield "drain", control.drain.run()
     yield "deliveries", deliverer.run()
     yield "token uses", store.token_uses.run()
+    yield "memory", give_back_periodically()
     yield "retention", Retainer(parts, store.retention, store.packer).run()
     for n in range(WORKERS):
         yield f"worker {n}", control.controller.run_worker()

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 import pytest_asyncio
 
@@ -24,6 +25,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 PUBLIC = "https://ci.example.org"
 TOKEN = "canary-of-a-token-9c2b"
+LEAF = "canary-of-a-leaf-77f1"
 FILES = {
     "leaf.txt": "oolong\n",
     ".ciworker.toml": 'run = "cat leaf.txt; echo $GIT_COMMIT; exit 3"\n',
@@ -36,7 +38,7 @@ class Trusted(Worker):
     @property
     def environment(self) -> dict[str, str]:
         named = {f"{forge.name}_HOOK": secret for forge, secret in SECRETS.items()}
-        return super().environment | named | {"STATUS_TOKEN": TOKEN}
+        return super().environment | named | {"STATUS_TOKEN": TOKEN, "LEAF": LEAF}
 
 
 @dataclass
@@ -75,7 +77,7 @@ async def tea(tmp_path_factory: pytest.TempPathFactory, image: str) -> AsyncIter
             yield Tea(worker, served, repository, api)
             log = worker.log.read_text()
             assert "Traceback" not in log
-            assert not [secret for secret in (*SECRETS.values(), TOKEN) if secret in log]
+            assert not [secret for secret in (*SECRETS.values(), TOKEN, LEAF) if secret in log]
 
 
 def settings(
@@ -88,6 +90,8 @@ def settings(
             "repository": url,
             "secret": f"{forge.name}_HOOK",
             "project": f"by-{forge}",
+            "secrets": ["LEAF"] if forge is Forge.GITHUB else [],
+            "forks": forge is not Forge.FORGEJO,
         }
         for forge in Forge
     ]
@@ -101,6 +105,7 @@ def settings(
         "default_image": image,
         "public_url": PUBLIC,
         "hooks": json.dumps(rules),
+        "secret_names": json.dumps([{"name": "LEAF", "roles": ["admin"]}]),
         "git_hosts": json.dumps({served.place: host}),
         "git_allowed_addresses": json.dumps(["127.0.0.0/8", "::1"]),
     }
@@ -146,6 +151,60 @@ async def test_a_replay_under_another_delivery_id_makes_none(tea: Tea, forge: Fo
     assert await tea.made() == before
 
 
+ASKING = {".ciworker.toml": 'secrets = ["LEAF"]\nrun = "echo ${#LEAF}; echo $LEAF; exit 3"\n'}
+
+
+async def test_jobs_of_a_hook_have_the_secrets_that_its_rule_names(tea: Tea) -> None:
+    commit = tea.repository.commit(ASKING)
+    _, answer = await tea.send(delivery(Forge.GITHUB, "push", commit))
+    job = await tea.worker.wait(answer["jobs"][0])
+    assert (job["reason"], job["spec"]["secrets"]) == ("tests_failed", ["LEAF"])
+    assert (await tea.worker.text(job["id"])).endswith(f"{len(LEAF)}\n***\n".encode())
+
+
+@pytest.mark.parametrize("forge", [Forge.GITHUB, Forge.GITLAB])
+async def test_a_forks_commit_has_no_secrets_nor_has_one_of_a_rule_that_names_none(
+    tea: Tea, forge: Forge
+) -> None:
+    commit = tea.repository.commit({**ASKING, "more.txt": f"{forge}\n"})
+    event, change = "push", unchanged
+    if forge is Forge.GITHUB:
+        event, change = "pull_request", from_a_fork
+    _, answer = await tea.send(delivery(forge, event, commit, change))
+    job = await tea.worker.wait(answer["jobs"][0])
+    assert job["reason"] == "source_failed"
+    assert "the secret LEAF is not for jobs of this hook" in job["message"]
+
+
+@pytest.mark.parametrize(("role", "reason"), [("submit", "source_failed"), ("admin", "passed")])
+async def test_who_submits_a_repository_decides_which_secrets_its_job_file_may_name(
+    tea: Tea, role: str, reason: str
+) -> None:
+    tea.repository.commit({".ciworker.toml": 'secrets = ["LEAF"]\nrun = "test -n $LEAF"\n'})
+    _, made = await tea.worker.call("POST", "/tokens", json={"name": f"of-{role}", "role": role})
+    headers = {"Authorization": f"Bearer {made['token']}"}
+    wanted = {"url": tea.https.url("acme/tea.git"), "ref": "HEAD"}
+    job_id = await submitted(tea.worker, {"git": wanted}, headers)
+    job = await tea.worker.wait(job_id)
+    assert job["reason"] == reason, job
+    if reason == "source_failed":
+        assert "not for jobs of a token with the role submit" in job["message"]
+
+
+async def submitted(worker: Worker, spec: dict[str, Any], headers: dict[str, str]) -> str:
+    with aiohttp.MultipartWriter("form-data") as form:
+        part = form.append_json(spec)
+        part.set_content_disposition("form-data", name="spec")
+        async with worker.session.post("/api/v1/jobs", headers=headers, data=form) as answer:
+            made = await answer.json()
+    assert answer.status == 201, made
+    return str(made["id"])
+
+
+def unchanged(_payload: dict[str, Any]) -> None:
+    """As it was recorded."""
+
+
 async def test_many_copies_at_once_make_one_job(tea: Tea) -> None:
     sent = delivery(Forge.GITHUB, "push", tea.repository.commit({"x": "at once"}))
     before = await tea.made()
@@ -172,7 +231,7 @@ def from_a_fork(payload: dict[str, Any]) -> None:
 )
 async def test_what_no_rule_wants_makes_none(tea: Tea, event: str, change: Any) -> None:
     before = await tea.made()
-    status, answer = await tea.send(delivery(Forge.GITHUB, event, "a" * 40, change))
+    status, answer = await tea.send(delivery(Forge.FORGEJO, event, "a" * 40, change))
     assert (status, answer["jobs"]) == (200, [])
     assert "no rule wants it" in answer["message"]
     assert await tea.made() == before
