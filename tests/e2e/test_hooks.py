@@ -167,10 +167,11 @@ async def test_a_forks_commit_has_no_secrets_nor_has_one_of_a_rule_that_names_no
     tea: Tea, forge: Forge
 ) -> None:
     commit = tea.repository.commit({**ASKING, "more.txt": f"{forge}\n"})
-    event, change = "push", unchanged
     if forge is Forge.GITHUB:
-        event, change = "pull_request", from_a_fork
-    _, answer = await tea.send(delivery(forge, event, commit, change))
+        sent = delivery(forge, "pull_request", commit, from_a_fork)
+    else:
+        sent = delivery(forge, "push", commit)
+    _, answer = await tea.send(sent)
     job = await tea.worker.wait(answer["jobs"][0])
     assert job["reason"] == "source_failed"
     assert "the secret LEAF is not for jobs of this hook" in job["message"]
@@ -199,10 +200,6 @@ async def submitted(worker: Worker, spec: dict[str, Any], headers: dict[str, str
             made = await answer.json()
     assert answer.status == 201, made
     return str(made["id"])
-
-
-def unchanged(_payload: dict[str, Any]) -> None:
-    """As it was recorded."""
 
 
 async def test_many_copies_at_once_make_one_job(tea: Tea) -> None:

@@ -1,6 +1,7 @@
 """What is free in the middle of the heap goes back to the system."""
 
 import asyncio
+import ctypes
 import subprocess
 import sys
 
@@ -10,6 +11,7 @@ from ciworker import memory
 
 FREED_IN_THE_MIDDLE = """
 import asyncio
+import ctypes
 from pathlib import Path
 from ciworker import memory
 
@@ -43,6 +45,6 @@ def test_what_is_freed_below_what_is_used_goes_back() -> None:
 
 
 async def test_a_c_library_without_it_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory.ctypes, "CDLL", lambda _name: object())
+    monkeypatch.setattr(ctypes, "CDLL", lambda _name: object())
     async with asyncio.timeout(5):
         await memory.give_back_periodically()
