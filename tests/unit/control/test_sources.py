@@ -153,6 +153,19 @@ async def test_a_cancel_in_mid_fetch_leaves_nothing(lab: Lab, repo: Made, gate: 
         assert not lab.settings.spool_file(job_id).exists()
 
 
+async def test_a_cancel_that_the_next_worker_finds_removes_what_was_half_fetched(
+    lab: Lab, repo: Made, gate: Gate
+) -> None:
+    async with lab.life(clean=False) as life:
+        job_id = await submitted(life, git_job(lab, repo))
+        await waited(gate.reached)
+        await life.jobs.note(job_id, lab.clock.now(), "cancel", cancel_by="me")
+    lab.settings.spool_file(job_id).write_bytes(b"half of a tree")
+    async with lab.life() as life:
+        assert (await life.ended(job_id)).reason is Reason.CANCELLED
+        assert not lab.settings.spool_file(job_id).exists()
+
+
 async def test_more_than_a_few_wait_for_their_turn(
     lab: Lab, repo: Made, gate: Gate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
