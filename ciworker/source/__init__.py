@@ -1,1 +1,2 @@
-"""Where a job's workspace comes from: uploads are checked and rewritten here, never unpacked."""
+"""Where a job's workspace comes from: uploads and the trees of repositories are checked and
+rewritten here, never unpacked."""

@@ -2,7 +2,8 @@
 
 The room takes what strangers send. Whatever it can't vouch for it refuses with a sentence that
 names the member and says what to do. `intake` is the way in, `spool` the way out. The room
-touches nothing but the spool file it was given; it knows neither HTTP, store nor engine.
+touches nothing but the spool file it was given, and the folder where `git` fetches; it knows
+neither HTTP, store nor engine.
 """
 
 from collections.abc import Mapping, Set

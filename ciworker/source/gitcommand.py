@@ -31,6 +31,10 @@ BIG_FILE = 16 * 2**20  # larger ones are streamed, not held
 MOST_MEMORY = 512 * 2**20  # of one allocation: a delta has to fit, a bomb does not
 SHOWN = 500  # characters of what git says
 
+# A worker that is killed takes its child alone with it, and git's helpers would go on waiting for
+# a host that does not answer: so the child is a shell, which takes the whole process group.
+_WATCHED = 'trap "kill -KILL 0" TERM; "$@" & wait $!'
+
 _SETTINGS: Mapping[str, str] = {
     "core.hooksPath": "/dev/null",
     "core.attributesFile": "/dev/null",
@@ -68,10 +72,12 @@ _SSH: Mapping[str, str] = {
 def git_command(
     access: Access, words: Sequence[str], max_bytes: int, repository: str = REPOSITORY
 ) -> Sequence[str]:
-    """The command line: git ends with the worker, and no file of it grows beyond `max_bytes`."""
+    """The command line, to be run in a session of its own: git and its children end with the
+    worker, and no file of theirs grows beyond `max_bytes`.
+    """
     options = [word for name, value in _options(access) for word in ("-c", f"{name}={value}")]
     bounds = ("prlimit", f"--fsize={max_bytes}:{max_bytes}", "--")
-    fate = ("setpriv", "--pdeathsig", "KILL", "--")
+    fate = ("setpriv", "--pdeathsig", "TERM", "--", "sh", "-c", _WATCHED, "sh")
     return (*bounds, *fate, "git", f"--git-dir={repository}", *options, *words)
 
 

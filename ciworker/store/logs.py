@@ -64,9 +64,9 @@ class LogEnd:
     """Where a job's stored log ends. cursor: of `attempt`; another attempt starts at zero.
 
     before_attempt: how many of its `total_bytes` stand before the job's own output. They are lines
-    copied from a setup, in chunks of a negative attempt; none, or all, may be. An attempt that is
-    followed by another one never began and has no output: so what comes after the newest such
-    chunk is the output of one attempt, which `log_limit` bounds.
+    copied from a setup, or of a fetch, in chunks of a negative attempt; none, or all, may be. An
+    attempt that is followed by another one never began and has no output: so what comes after the
+    newest such chunk is the output of one attempt, which `log_limit` bounds.
     """
 
     last: int = 0

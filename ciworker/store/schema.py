@@ -201,8 +201,8 @@ class LogChunkRow(SQLModel, table=True):
     """Lines of one commit, with the engine's cursor and the sum of bytes after them.
 
     The small columns come first, so that reading them does not read the blobs' pages. Lines that
-    were copied from a setup have a negative `attempt`. packed: `runs` and `data` are zstd frames,
-    and may be of several commits (`store/packing.py`).
+    were copied from a setup, or are of a fetch, have a negative `attempt`. packed: `runs` and
+    `data` are zstd frames, and may be of several commits (`store/packing.py`).
     """
 
     __tablename__ = "log_chunk"

@@ -14,6 +14,7 @@ from tests.browser.driver import Faults
 from tests.browser.jobpage import JobPage, printed
 from tests.driver import Worker, touch
 from tests.e2e.follower import WAIT, let_go
+from tests.gitjobs import post
 
 NEVER_ENDS = "echo begun; sleep 600"
 
@@ -31,6 +32,16 @@ async def test_the_header_tells_status_project_image_source_and_how_long_it_took
     for text in (job["image"], "topic/tea", "01234567", "uncommitted changes", "echo done"):
         await expect(facts).to_contain_text(text)
     await expect(page).to_have_title("kettle: passed · ciworker")
+
+
+async def test_a_job_from_a_repository_names_it_and_why_it_could_not_be_fetched(
+    visit: Visit, shared: Worker
+) -> None:
+    url = "file:///srv/tea.git"  # below none of the operator's folders
+    _, job = await post(shared, {"git": {"url": url}})
+    page = await visit(shared, f"/jobs/{job['id']}")
+    await expect(page.locator(".fact.repository")).to_have_text(url)
+    await expect(page.locator("#cause-end")).to_contain_text("git_folders")
 
 
 async def test_the_cause_of_the_end_stands_above_and_below_the_log(

@@ -233,6 +233,7 @@ async def test_no_hook_and_no_filter_is_run_and_no_submodule_fetched(
         f'[filter "lfs"]\n\tsmudge = {touch}\n[filter "evil"]\n\tsmudge = {touch}\n'
         f"[core]\n\thooksPath = {repo.tree.parent}\n\tfsmonitor = {touch}\n"
         f"[credential]\n\thelper = !{touch}\n[submodule]\n\trecurse = true\n"
+        f'[url "ext::sh -c {touch} "]\n\tinsteadOf = file://\n'
     )
     for name in ("post-checkout", "reference-transaction", "post-merge"):
         hook = repo.tree.parent / name

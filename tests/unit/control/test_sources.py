@@ -153,6 +153,19 @@ async def test_a_cancel_in_mid_fetch_leaves_nothing(lab: Lab, repo: Made, gate: 
         assert not lab.settings.spool_file(job_id).exists()
 
 
+async def test_a_cancel_that_the_next_worker_finds_removes_what_was_half_fetched(
+    lab: Lab, repo: Made, gate: Gate
+) -> None:
+    async with lab.life(clean=False) as life:
+        job_id = await submitted(life, git_job(lab, repo))
+        await waited(gate.reached)
+        await life.jobs.note(job_id, lab.clock.now(), "cancel", cancel_by="me")
+    lab.settings.spool_file(job_id).write_bytes(b"half of a tree")
+    async with lab.life() as life:
+        assert (await life.ended(job_id)).reason is Reason.CANCELLED
+        assert not lab.settings.spool_file(job_id).exists()
+
+
 async def test_more_than_a_few_wait_for_their_turn(
     lab: Lab, repo: Made, gate: Gate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -255,11 +268,11 @@ async def test_git_dies_with_a_worker_that_is_killed(tmp_path: Path) -> None:
     try:
         async with asyncio.timeout(PATIENCE):
             pid = int(await process.stdout.readline())
-            while Path(f"/proc/{pid}/comm").read_text() != "git\n":
-                await asyncio.sleep(0.01)  # what is before it in the command has not become it yet
+            while "git" not in group(pid):
+                await asyncio.sleep(0.01)
             process.kill()
             await process.wait()
-            while alive(pid):
+            while group(pid):
                 await asyncio.sleep(0.01)
     finally:
         os.close(held)
@@ -278,8 +291,15 @@ process.wait()
 """
 
 
-def alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
+def group(pid: int) -> list[str]:
+    """Names of the live processes in this process group."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            before, _, after = path.read_text().rpartition(")")
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        state, _, its_group = after.split()[:3]
+        if its_group == str(pid) and state != "Z":
+            found.append(before.partition("(")[2])
+    return found
