@@ -331,7 +331,7 @@ async def test_one_stream_has_the_lines_of_several_jobs_and_the_states_of_all(
         assert len(lines_of(job_id, found)) == 80
     for job_id in (ended, *running):
         [end] = [frame for frame in found if frame.event == f"end.{job_id}"]
-        assert (end.id, end.json) == (None, await plain_job(shared, job_id))
+        assert (end.id, end.json) == (None, await shared.job(job_id))
         events = [frame.event for frame in found]
         assert f"log.{job_id}" not in events[found.index(end) :]
     states = [frame for frame in found if frame.event == "status"]
