@@ -11,7 +11,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import cast
 
 import pytest
 import pytest_asyncio
@@ -33,7 +33,6 @@ HASTE = {
     "ciworker.web.sse.COMMENT_INTERVAL": 0.2,
     "ciworker.web.streaming.WRITE_TIMEOUT": 0.5,
 }
-DETAILS = ("history", "phases", "place", "last_lines")
 FLOOD = 150_000
 SPELL = "seq -f 'line %.0f of a flood that is longer than what any buffer on the way takes'"
 LINE = "line {} of a flood that is longer than what any buffer on the way takes"
@@ -61,12 +60,6 @@ def names(found: Sequence[Frame]) -> list[str]:
     """The frames' events in order, repeats left out."""
     events = [frame.event for frame in found]
     return [name for name, before in zip(events, [None, *events], strict=False) if name != before]
-
-
-async def plain_job(worker: Worker, job_id: str) -> dict[str, Any]:
-    """The job as streams and lists tell it."""
-    job = await worker.job(job_id)
-    return {name: value for name, value in job.items() if name not in DETAILS}
 
 
 async def raw_stream(worker: Worker, path: str) -> Answer:
