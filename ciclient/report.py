@@ -52,8 +52,9 @@ def ending(job: Job, now: datetime) -> str:
     """The verdict without the id."""
     facts = [clean(job.reason)] if job.reason and job.reason not in {"passed", job.status} else []
     code = f"exit code {job.exit_code}"
-    if job.exit_code and not (job.message or "").startswith(f"{code}:"):
-        facts.append(clean(job.exit_words or code))
+    words = job.exit_words or code
+    if job.exit_code and (words == code or not (job.message or "").startswith(words)):
+        facts.append(clean(words))
     seconds = job.seconds(now)
     if seconds is not None:
         facts.append(duration(seconds))

@@ -79,8 +79,10 @@ def line(item: Mapping[str, Any]) -> str:
 
 
 def findings(settings: Settings) -> Iterator[Finding]:
-    """For `doctor`: what a worker that answers says of each webhook."""
-    if not settings.webhooks:
+    """For `doctor`: what a worker that answers says of each webhook, and of each forge that is
+    told of commits."""
+    forges = [place for place, host in settings.git_hosts.items() if host.status_token]
+    if not settings.webhooks and not forges:
         return
     try:
         report = listed(settings, everything=False)
@@ -90,6 +92,10 @@ def findings(settings: Settings) -> Iterator[Finding]:
     for item in report["webhooks"]:
         failed = [d for d in report["deliveries"] if d["endpoint"] == item["name"] and d["error"]]
         yield _finding(item, failed)
+    waiting = [d for d in report["deliveries"] if d["kind"] == "status" and d["state"] == "pending"]
+    for place in forges:
+        failed = [d for d in waiting if d["endpoint"] == place and d["error"]]
+        yield _status_finding(place, failed)
 
 
 def _finding(item: Mapping[str, Any], failed: list[dict[str, Any]]) -> Finding:
@@ -103,6 +109,14 @@ def _finding(item: Mapping[str, Any], failed: list[dict[str, Any]]) -> Finding:
     if given_up:
         mend += "; what was given up: ciworker webhook list, then webhook redeliver"
     return Finding(check, False, detail, mend)
+
+
+def _status_finding(place: str, failed: list[dict[str, Any]]) -> Finding:
+    check = f"statuses at {place}"
+    if not failed:
+        return Finding(check, True, "none was told in vain")
+    detail = f"{len(failed)} were told in vain; the newest: {failed[0]['error']}"
+    return Finding(check, False, detail, f"see status_token and api in git_hosts for {place}")
 
 
 def _delivery(settings: Settings, delivery_id: str) -> dict[str, Any]:

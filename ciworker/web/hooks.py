@@ -43,9 +43,8 @@ async def receive_hook(request: web.Request) -> web.Response:
     """Take a forge's delivery; the same one again makes no second job."""
     context, forge = request.app[CONTEXT], _forge(request)
     headers = {name.lower(): value for name, value in request.headers.items()}
-    async with context.hook_turns:
-        body = await _body(request)
-        rules = _trusted(context, forge, headers, body)
+    body = await _body(request, context.hook_turns)
+    rules = _trusted(context, forge, headers, body)
     change = change_of(forge, headers, _payload(request, body))
     wanted = [rule for rule in rules if change and _concerns(rule, change)]
     if change is None or not wanted:
@@ -76,15 +75,15 @@ def _forge(request: web.Request) -> Forge:
         raise Unknown(f"deliveries are taken from {', '.join(Forge)}") from None
 
 
-async def _body(request: web.Request) -> bytes:
-    """All of it, bounded in size and time.
+async def _body(request: web.Request, turns: asyncio.Semaphore) -> bytes:
+    """All of it, bounded in size and time; few are read at once.
 
     Raises:
         Refused: it is too large, or comes too slowly.
     """
     found = bytearray()
     try:
-        async with asyncio.timeout(READ_TIMEOUT):
+        async with asyncio.timeout(READ_TIMEOUT), turns:
             async for data in request.content.iter_any():
                 found += data
                 if len(found) > MOST_BODY:

@@ -11,7 +11,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import cast
 
 import pytest
 import pytest_asyncio
@@ -33,7 +33,6 @@ HASTE = {
     "ciworker.web.sse.COMMENT_INTERVAL": 0.2,
     "ciworker.web.streaming.WRITE_TIMEOUT": 0.5,
 }
-DETAILS = ("history", "phases", "place", "last_lines")
 FLOOD = 150_000
 SPELL = "seq -f 'line %.0f of a flood that is longer than what any buffer on the way takes'"
 LINE = "line {} of a flood that is longer than what any buffer on the way takes"
@@ -61,12 +60,6 @@ def names(found: Sequence[Frame]) -> list[str]:
     """The frames' events in order, repeats left out."""
     events = [frame.event for frame in found]
     return [name for name, before in zip(events, [None, *events], strict=False) if name != before]
-
-
-async def plain_job(worker: Worker, job_id: str) -> dict[str, Any]:
-    """The job as streams and lists tell it."""
-    job = await worker.job(job_id)
-    return {name: value for name, value in job.items() if name not in DETAILS}
 
 
 async def raw_stream(worker: Worker, path: str) -> Answer:
@@ -331,7 +324,7 @@ async def test_one_stream_has_the_lines_of_several_jobs_and_the_states_of_all(
         assert len(lines_of(job_id, found)) == 80
     for job_id in (ended, *running):
         [end] = [frame for frame in found if frame.event == f"end.{job_id}"]
-        assert (end.id, end.json) == (None, await plain_job(shared, job_id))
+        assert (end.id, end.json) == (None, await shared.job(job_id))
         events = [frame.event for frame in found]
         assert f"log.{job_id}" not in events[found.index(end) :]
     states = [frame for frame in found if frame.event == "status"]

@@ -3,7 +3,7 @@
 import asyncio
 import io
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import pytest_asyncio
 
 from ciworker.domain.forge import Forge
 from ciworker.web.hooks import MOST_BODY
-from tests.driver import Worker, command
+from tests.driver import DEADLINE, Worker, command
 from tests.e2e.conftest import running
 from tests.forge import EVENTS, SECRETS, FromForge, delivery
 from tests.gitservers import Authority, Https, https
@@ -56,6 +56,19 @@ class Tea:
             f"/api/v1/hooks/{sent.forge}", headers=sent.headers, data=io.BytesIO(body or sent.body)
         ) as answer:
             return answer.status, await answer.json(content_type=None)
+
+    async def delivery(
+        self, job: str, state: str, wanted: Callable[[dict[str, Any]], object]
+    ) -> dict[str, Any]:
+        """A message about this job, once there is one as wanted."""
+        async with asyncio.timeout(DEADLINE):
+            while True:
+                _, page = await self.worker.call("GET", f"/webhooks/deliveries?state={state}")
+                for item in page["items"]:
+                    if item["job"] == job and wanted(item):
+                        found: dict[str, Any] = item
+                        return found
+                await asyncio.sleep(0.05)
 
     async def made(self) -> int:
         """How many jobs there are."""
@@ -278,6 +291,10 @@ async def test_a_status_that_was_held_up_says_how_the_job_stands_by_then(tea: Te
     try:
         _, answer = await tea.send(delivery(Forge.GITHUB, "push", commit))
         await tea.worker.wait(answer["jobs"][0])
+        waiting = await tea.delivery(answer["jobs"][0], "pending", lambda item: item["error"])
+        assert TOKEN not in json.dumps(waiting)
+        _, out, _ = await command("ciworker", "doctor", env=tea.worker.environment)
+        assert f"FAIL  statuses at {tea.https.place}: " in out.decode()
     finally:
         await tea.api.up()
     await tea.api.until(lambda got: len([r for r in got if r.path == path]) >= 2)
@@ -293,15 +310,9 @@ async def test_a_status_that_the_forge_refuses_for_good_is_given_up(tea: Tea) ->
         await tea.api.until(lambda got: commit in got[-1].path if got else False)
     finally:
         tea.api.status = 204
-    async with asyncio.timeout(60):
-        while True:
-            _, page = await tea.worker.call("GET", "/webhooks/deliveries?state=given_up")
-            found = [item for item in page["items"] if item["job"] == answer["jobs"][0]]
-            if found:
-                break
-            await asyncio.sleep(0.05)
-    assert (found[0]["kind"], found[0]["answer"]) == ("status", 422)
-    assert found[0]["error"] == "the receiver answered 422: it takes no such message"
+    found = await tea.delivery(answer["jobs"][0], "given_up", lambda _: True)
+    assert (found["kind"], found["answer"]) == ("status", 422)
+    assert found["error"] == "the receiver answered 422: it takes no such message"
 
 
 async def test_a_rule_whose_repository_cannot_be_fetched_starts_no_worker(tea: Tea) -> None:

@@ -7,10 +7,12 @@ import pytest
 from sqlalchemy import event
 
 from ciworker.domain.job import Kind, Status
+from ciworker.domain.webhook import DeliveryKind, DeliveryState
 from ciworker.store.environments import Environments
 from ciworker.store.jobs import Jobs
 from ciworker.store.logs import LogReader
 from ciworker.store.session import Database
+from ciworker.store.webhooks import Backlog, Deliveries
 from tests.store.lab import NOW, job_id, seed
 
 CHUNKS = (
@@ -18,6 +20,14 @@ CHUNKS = (
     "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < ?2) "
     "SELECT ?1, i, 1, 1, i, 0, 0, 0, 0, x'', x'', 0 FROM n"
 )
+BACKLOG = Backlog(DeliveryKind.WEBHOOK, "tea", 1, 0, NOW, NOW)
+
+
+def told(jobs: Jobs) -> Deliveries:
+    """What others are told of these jobs."""
+    return Deliveries(jobs._database, lambda: None)
+
+
 QUESTIONS: dict[str, Callable[[Jobs, LogReader], Awaitable[object]]] = {
     "the head of the queue": lambda jobs, _: jobs.queue_head(NOW, Kind.JOB),
     "the head of the setups": lambda jobs, _: jobs.queue_head(NOW, Kind.SETUP),
@@ -47,6 +57,8 @@ QUESTIONS: dict[str, Callable[[Jobs, LogReader], Awaitable[object]]] = {
     "the history": lambda jobs, _: jobs.history("x"),
     "changes": lambda jobs, _: jobs.changes(7, limit=100),
     "the last change": lambda jobs, _: jobs.last_change(),
+    "what is due to be told": lambda jobs, _: told(jobs).due(BACKLOG, NOW, 50),
+    "what waits to be told": lambda jobs, _: told(jobs).page(50, DeliveryState.PENDING),
     "a key's job": lambda jobs, _: jobs.submitted("token", "key", NOW),
     "the end of a log": lambda _, logs: logs.end("x"),
     "chunks": lambda _, logs: logs.chunks(job_id(0), 3, limit=4),

@@ -76,7 +76,9 @@ async def test_what_is_known_of_a_container_that_went_away_stays_with_its_job(li
     running = (await life.running(job)).container
     assert running is not None
     assert (running.status, running.stopped_at, running.exit_code) == ("running", None, None)
+    gate = life.engine.hold("inspect")  # else it may be seen after its end, before it is removed
     await life.engine.remove(running.id)
+    gate.set()
     ended = await life.ended(job)
     assert ended.container == replace(running, status=GONE)
 
