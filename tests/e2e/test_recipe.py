@@ -126,7 +126,7 @@ class Room:
         attachment = await self.engine.attach(container)
         try:
             await self.engine.start(container)
-            sending = asyncio.create_task(Sender(self.settings).send(job, attachment, spool))
+            sending = asyncio.create_task(Sender(self.settings).send(job, attachment, spool, {}))
             output = {Stream.STDOUT: b"", Stream.STDERR: b""}
             async with asyncio.timeout(PATIENCE):
                 while message := await attachment.read():
