@@ -98,6 +98,7 @@ def _base64(data: bytes) -> set[bytes]:
 def _quoted(text: str) -> set[bytes]:
     upper = {quote(text, safe=safe) for safe in _UNQUOTED}
     upper.add("".join(f"%{byte:02X}" for byte in text.encode()))
+    upper |= {form.replace("~", "%7E") for form in upper}
     upper |= {form.replace("%20", "+") for form in upper}
     return {form.encode() for form in upper} | {_in_small_letters(form) for form in upper}
 

@@ -62,7 +62,7 @@ async def retry(request: web.Request) -> web.Response:
     check_taking(context)
     await check_room(context)
     check_bounds(old.spec, bounds_of(context.settings))  # they may have changed since
-    source = str(old.source["kind"])
+    source = str(old.source.get("kind", "upload"))
     _check_secrets(context, old.spec, source, request[TOKEN].role)  # it may be another's
     cache = Cache.USE if old.spec.cache is Cache.REBUILD else old.spec.cache
     job = _queued(

@@ -38,6 +38,7 @@ QUOTERS: dict[str, Callable[[str], str]] = {
     "quoted": quote,
     "quoted, slashes too": lambda text: quote(text, safe=""),
     "in a form": quote_plus,
+    "by Java": lambda text: quote_plus(text, safe="*").replace("~", "%7E"),
     "by JavaScript": javascript,
     "in small letters": lambda text: small(quote(text, safe="")),
     "each byte": lambda text: "".join(f"%{byte:02x}" for byte in text.encode()),
