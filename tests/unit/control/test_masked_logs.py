@@ -2,7 +2,6 @@
 
 import asyncio
 import base64
-import sqlite3
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import cast
@@ -202,8 +201,6 @@ async def test_lines_that_cannot_be_masked_are_withheld_and_it_is_said_once() ->
 
 def wherever(lab: Lab, *values: str) -> list[str]:
     """The files in the data folder that hold one of these."""
-    connection = sqlite3.connect(lab.settings.database)
-    connection.close()
     return [
         f"{path.name}: {value}"
         for path in Path(lab.settings.data_dir).rglob("*")
