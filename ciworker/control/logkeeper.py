@@ -366,14 +366,14 @@ class LogKeeper:
 
     def _keep(self, stream: Stream, read: Read) -> None:
         data, lines, ended = read.cut
-        if not data:
-            return  # all of a piece belongs to a secret that began before it
         item = _Item(Run(stream, read.at, lines, len(data), ended), data, read.position)
-        if self.over_limit:
+        if not data:
+            self._count(read.raw)  # all of a piece belongs to a secret that began before it
+        elif self.over_limit:
             self._tail.add(item)
-            return
-        self._push(item)
-        self._count(read.raw)
+        else:
+            self._push(item)
+            self._count(read.raw)
 
     def _count(self, size: int) -> None:
         """So many more bytes were printed: whatever is stored of them, the engine has them."""

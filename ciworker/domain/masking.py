@@ -24,7 +24,8 @@ from ciworker.domain.secrets import LEAST, Secret
 
 MASKED = b"***"
 PART = 128  # bytes of a long form that are looked for together
-_WRAPPED = (76, 64)  # columns: of base64(1) and MIME, and of PEM
+_ROW = 60  # characters of base64; in PEM, the narrowest that is usual, a row has 64
+_WINDOW = 8  # characters of longer texts that are looked for together
 _HEAD = 4  # bytes
 _REPLACED = "\ufffd"
 
@@ -88,16 +89,25 @@ def _base64(data: bytes) -> set[bytes]:
         first, end = -(-8 * before // 6), 8 * (before + len(data)) // 6
         for after in (b"", b"\n"):
             text = b64encode(bytes(before) + data + after).rstrip(b"=")
-            found |= {text[first:end], text[first:]}
-    for width in _WRAPPED:
-        text = b64encode(data)
-        found |= {text[start : start + width] for start in range(0, len(text), width)}
+            found |= _in_rows(text, first, end) | _in_rows(text, first, len(text))
     return found | {text.translate(bytes.maketrans(b"+/", b"-_")) for text in found}
+
+
+def _in_rows(text: bytes, first: int, end: int) -> set[bytes]:
+    """What is looked for of it, from first to end: of more than a row, what a row may begin with.
+
+    Rows have a multiple of four characters, wherever in the encoded text the value stands.
+    """
+    if end - first <= _ROW:
+        return {text[first:end]}
+    starts = {first, *range(first + -first % 4, end - _WINDOW, 4), end - _WINDOW}
+    return {text[start : start + _WINDOW] for start in starts}
 
 
 def _quoted(text: str) -> set[bytes]:
     upper = {quote(text, safe=safe) for safe in _UNQUOTED}
     upper.add("".join(f"%{byte:02X}" for byte in text.encode()))
+    upper |= {form.replace("~", "%7E") for form in upper}
     upper |= {form.replace("%20", "+") for form in upper}
     return {form.encode() for form in upper} | {_in_small_letters(form) for form in upper}
 

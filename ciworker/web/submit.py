@@ -71,7 +71,7 @@ async def retry(request: web.Request) -> web.Response:
     check_taking(context)
     await check_room(context)
     check_bounds(old.spec, bounds_of(context.settings))  # they may have changed since
-    source, role = str(old.source["kind"]), request[TOKEN].role
+    source, role = str(old.source.get("kind", "upload")), request[TOKEN].role
     _check_secrets(context, old.spec, source, role)  # it may be another's
     git = old.spec.git and replace(old.spec.git, role=role.label, allowed=())
     cache = Cache.USE if old.spec.cache is Cache.REBUILD else old.spec.cache

@@ -89,7 +89,7 @@ async def test_an_accepted_job_is_201_with_its_place_and_the_contracts_fields(
     assert job["spec"] == {
         "image": image, "run": "true", "timeout": 90, "memory": 64 << 20, "cpus": 0.5,
         "network": False, "project": "tea", "env": {"TZ": "UTC"}, "setup": [], "setup_inputs": {},
-        "backend": None, "cache": "use", "git": None,
+        "backend": None, "cache": "use", "git": None, "secrets": [], "setup_secrets": [],
     }  # fmt: skip
     assert job["source"] == {"kind": "upload", "files": 2, "bytes": 8, "vcs": vcs}
     nothing_yet = FIELDS - {

@@ -8,6 +8,7 @@ import signal
 import sqlite3
 import tempfile
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, quote_plus
@@ -137,7 +138,7 @@ def command_lines(pid: int) -> bytes:
 
 def stored_logs(worker: Worker) -> bytes:
     """All chunks, packed ones unpacked; they follow each other, so a secret cannot hide between."""
-    with sqlite3.connect(worker.data_dir / "ciworker.db") as connection:
+    with closing(sqlite3.connect(worker.data_dir / "ciworker.db")) as connection:
         rows = connection.execute("SELECT data, packed FROM log_chunk ORDER BY job_id, first")
         return b"".join(
             zstandard.ZstdDecompressor().decompress(data) if packed else data
@@ -206,7 +207,7 @@ async def test_no_secret_that_a_job_prints_is_anywhere_outside_of_it(secretive: 
     assert ended["spec"]["secrets"] == ["GITHUB_TOKEN", "KEY"]
 
     text = await worker.text(job)
-    assert text.count(b"whole ***\n") > 20
+    assert text.count(b"whole ***\n") > 10
     assert b"?*** ***\n" in text.replace(b"?\n***", b"?***")
     assert b"Token ***? ***\n" in text
     answers = await asked(worker, job)

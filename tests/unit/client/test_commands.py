@@ -89,7 +89,8 @@ def test_submit_sends_every_override_and_the_vcs(
     result = ciclient(
         "submit", str(here), "--detach", "--image", "python:3.13", "--timeout", "10m",
         "--memory", "512m", "--cpus", "0.5", "--network", "--env", "A=1", "--env", "B=x=y",
-        "--priority", "7", "--project", "mine", "--rebuild", "--", "pytest", "-x", "--", "a b",
+        "--priority", "7", "--project", "mine", "--rebuild",
+        "--secret", "NPM_TOKEN", "--secret", "KEY", "--", "pytest", "-x", "--", "a b",
     )  # fmt: skip
     assert result.code == 0
     _, spec, _ = only_submission(worker)
@@ -103,6 +104,7 @@ def test_submit_sends_every_override_and_the_vcs(
         "priority": 7,
         "project": "mine",
         "cache": "rebuild",
+        "secrets": ["NPM_TOKEN", "KEY"],
         "command": ["pytest", "-x", "--", "a b"],
         "vcs": {"branch": "main", "dirty": True},
     }

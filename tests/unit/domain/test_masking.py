@@ -38,6 +38,7 @@ QUOTERS: dict[str, Callable[[str], str]] = {
     "quoted": quote,
     "quoted, slashes too": lambda text: quote(text, safe=""),
     "in a form": quote_plus,
+    "by Java": lambda text: quote_plus(text, safe="*").replace("~", "%7E"),
     "by JavaScript": javascript,
     "in small letters": lambda text: small(quote(text, safe="")),
     "each byte": lambda text: "".join(f"%{byte:02x}" for byte in text.encode()),
@@ -71,10 +72,20 @@ def test_no_character_that_depends_on_the_value_alone_is_left_of_its_base64(
     assert after not in ("", "\n") or not tail.strip(b"=")
 
 
-def test_base64_that_a_program_wraps_is_masked_whole() -> None:
-    wrapped = base64.encodebytes(KEY.encode())
+@pytest.mark.parametrize("before", [b"", b"u", b"us", b"user:", b"x" * 40])
+@pytest.mark.parametrize("columns", [64, 76])
+def test_of_base64_that_a_program_wraps_next_to_nothing_is_left(
+    before: bytes, columns: int
+) -> None:
+    text = base64.b64encode(before + KEY.encode() + b"@")
+    rows = [text[start : start + columns] for start in range(0, len(text), columns)]
+    own = len(before) * 8 // 6 + 1
 
-    assert set(mask(KEY).masked(wrapped).split()) == {MASKED}
+    first, *others, last = mask(KEY).masked(b"\n".join(rows)).split(b"\n")
+
+    assert set(others) == {MASKED}
+    assert len(first.replace(MASKED, b"")) < own + 8
+    assert len(last.replace(MASKED, b"")) < 8 + 4
 
 
 def test_a_value_of_several_lines_is_masked_line_by_line() -> None:
