@@ -55,10 +55,10 @@ def ratio() -> bytes:
 
 
 def many_headers() -> Iterator[bytes]:
-    """Of files called 0000000 and so on, a thousand at a time."""
-    blank = bytearray(header(b"0000000"))
+    """Of files called 0000000/a/b/c and so on, four inodes each, a thousand at a time."""
+    blank = bytearray(header(b"0000000/a/b/c"))
     base = sum(blank[:148]) + sum(blank[156:]) + 8 * ord(" ")
-    for thousand in range(1000):
+    for thousand in range(250):
         rows = []
         for n in range(thousand * 1000, thousand * 1000 + 1000):
             name = b"%07d" % n
@@ -69,7 +69,7 @@ def many_headers() -> Iterator[bytes]:
 
 
 def inodes() -> bytes:
-    """A million empty files."""
+    """A million empty files and the folders they are in."""
     packer = zlib.compressobj(1, zlib.DEFLATED, 31)
     return b"".join([*(packer.compress(rows) for rows in many_headers()), packer.flush()])
 
@@ -106,7 +106,7 @@ def zip_of(entries: list[tuple[str, int, int]], packed: bytes, size: int) -> byt
 
 BOMBS: dict[str, tuple[Callable[[], bytes], tuple[int, ...]]] = {
     "a gigabyte of zeros": (ratio, (413,)),
-    "a million files": (inodes, (413,)),
+    "a million inodes": (inodes, (413,)),
     "a zip of a gigabyte": (zip_of_zeros, (413,)),
     "a zip that lies about it": (lying_zip, (413, 422)),
     "a zip whose files overlap": (overlapping, (413, 422)),

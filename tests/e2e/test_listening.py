@@ -250,7 +250,7 @@ async def test_without_tls_nothing_is_said_on_that_port(over_tls: OverTls) -> No
     reader, writer = await asyncio.open_connection("127.0.0.1", over_tls.port)
     writer.write(f"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1:{over_tls.port}\r\n\r\n".encode())
     async with asyncio.timeout(DEADLINE):
-        with contextlib.suppress(ConnectionResetError):
+        with contextlib.suppress(ConnectionError):
             assert b"HTTP/1.1 2" not in await reader.read()
     writer.close()
     assert (await over_tls.call("GET", "/jobs"))[0] == 200
@@ -397,10 +397,10 @@ async def hurried(request: pytest.FixtureRequest, folder: Path, image: str) -> A
 
 
 async def closed(reader: asyncio.StreamReader) -> bytes:
-    """What comes until the worker closes, which it has to; a reset closes too."""
+    """What comes until the worker closes, which it has to; it may be a write that fails of it."""
     came = b""
     async with asyncio.timeout(DEADLINE):
-        with contextlib.suppress(ConnectionResetError):
+        with contextlib.suppress(ConnectionError):
             while data := await reader.read(2**16):
                 came += data
     return came
@@ -496,7 +496,7 @@ async def test_a_handshake_that_does_not_go_on_is_closed(over_tls: OverTls, sent
     reader, writer = await asyncio.open_connection("127.0.0.1", over_tls.port)
     writer.write(sent)
     async with asyncio.timeout(DEADLINE / 2):  # asyncio's own deadline is as long as ours
-        with contextlib.suppress(ConnectionResetError):
+        with contextlib.suppress(ConnectionError):
             assert await reader.read() == b""
     writer.close()
     assert (await over_tls.call("GET", "/jobs"))[0] == 200
