@@ -313,6 +313,7 @@ class PoolController:
             await self._look(name, member, outcomes)
 
     async def _look(self, name: str, member: Member | None, outcomes: list[Outcome]) -> None:
+        """None: no member of today's settings."""
         takes = member.takes if member else 0
         spec = await self._spec(member) if member is not None and self.wants_any else None
         container = self._ours(await self._engine.inspect(name))

@@ -6,6 +6,7 @@ whose key changes by that are looked at in turn.
 """
 
 import asyncio
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from ciworker.control.keys import pool_key
@@ -36,12 +37,11 @@ class RecentEnvironments:
 
     def held(self) -> Mapping[tuple[str, str], int]:
         """How many places hold each environment, or are to, by entry and key."""
-        counts: dict[tuple[str, str], int] = {}
-        for place in self.places:
-            if place.environment is not None:
-                key = place.entry.name, place.environment
-                counts[key] = counts.get(key, 0) + 1
-        return counts
+        return Counter(
+            (place.entry.name, place.environment)
+            for place in self.places
+            if place.environment is not None
+        )
 
     def started(self, job: Job) -> None:
         """A job starts, in its environment if it has one."""
@@ -68,14 +68,10 @@ class RecentEnvironments:
                 await self._recall(places, images)
                 self._recalled.add(member.entry.name)
             wanted = assign([place.environment for place in places], list(images))
-            changed = [
-                place for place, key in zip(places, wanted, strict=True) if place.environment != key
-            ]
             for place, key in zip(places, wanted, strict=True):
-                place.environment = key
-            for place in changed:
-                if place is not member:
+                if place.environment != key and place is not member:
                     self._queue.add(pool_key(place.name))
+                place.environment = key
             return images[member.environment] if member.environment else None
 
     async def _recall(self, places: Sequence[Member], images: Mapping[str, str]) -> None:

@@ -1,6 +1,8 @@
 """S10: pytest of three trivial tests, from the submit to the verdict, beside pytest on the host.
 
-Both run the same files of pytest, the bench's own: containers have them as a read-only mount.
+All run the same files of pytest, the bench's own: containers have them as a read-only mount. So
+does a job with an environment, which is of a setup that leaves nothing: parked, and, on a worker
+without a pool, started cold.
 """
 
 import json
@@ -13,13 +15,15 @@ from pathlib import Path
 
 import pytest
 
-from scripts.bench.rounds import Broken, Check, Ground, on_a_thread, taking_turns
+from scripts.bench.rounds import Broken, Check, Contender, Ground, on_a_thread, taking_turns
 from scripts.bench.wire import WorkerApi
-from scripts.bench.worker import cold_note, parked, pool, running
-from tests.driver import tree
+from scripts.bench.worker import POOL, cold_note, parked, pool, running
+from tests.driver import Worker, tree
 
-BESIDE = 1.5
+BESIDE, BESIDE_COLD = 1.5, 0.9
 OURS, BARE = "worker", "bare pytest"
+PARKED, COLD = "parked environment", "environment started cold"
+RECENT = {POOL: json.dumps([{"name": "bench", "environments": True, "size": 1}])}
 PACKAGES = Path(pytest.__file__).parents[1]
 MOUNTED = "/packages"
 RUN = "python3 -m pytest -q"
@@ -44,10 +48,10 @@ def bare(folder: Path) -> Mapping[str, float]:
     return {"time": time.perf_counter() - began}
 
 
-def submitted(port: int, token: str) -> Mapping[str, float]:
+def submitted(port: int, token: str, setup: Sequence[str]) -> Mapping[str, float]:
     api, archive = WorkerApi(port, token), tree(FILES)
     began = time.perf_counter()
-    job = api.submit({"run": RUN}, archive)
+    job = api.submit({"run": RUN, "setup": setup}, archive)
     [*_, end] = api.events(f"/jobs/{job}/events")
     taken = time.perf_counter() - began
     if (verdict := json.loads(end.data))["success"] is not True:
@@ -55,23 +59,47 @@ def submitted(port: int, token: str) -> Mapping[str, float]:
     return {"time": taken}
 
 
-async def checks(ground: Ground) -> Sequence[Check]:
-    async def ours() -> Mapping[str, float]:
-        await parked(worker, 1)
-        return await on_a_thread(submitted, worker.port, worker.token)()
+def of(worker: Worker, members: int, setup: Sequence[str] = ()) -> Contender:
+    """A job at that worker; its turn is over once nothing follows it, so that it hinders nobody."""
 
-    settings = {
+    async def run() -> Mapping[str, float]:
+        found = await on_a_thread(submitted, worker.port, worker.token, setup)()
+        await (parked(worker, members) if members else worker.nothing_left())
+        return found
+
+    return run
+
+
+async def checks(ground: Ground) -> Sequence[Check]:
+    packages = {
         "job_env": json.dumps(variables(MOUNTED)),
         "job_mounts": json.dumps([f"{PACKAGES}:{MOUNTED}:ro"]),
-        **pool(ground, 1),
     }
     folder = ground.folder / "bare"
     folder.mkdir()
     for name, text in FILES.items():
         (folder / name).write_text(text)
-    async with running(ground, "pytests", **settings) as worker:
-        contenders = {OURS: ours, BARE: on_a_thread(bare, folder)}
+    async with (
+        running(ground, "pytests", **packages, **pool(ground, 1)) as plain,
+        running(ground, "recent", **packages, **RECENT) as recent,
+        running(ground, "cold", **packages) as cold,
+    ):
+        await parked(plain, 1)
+        contenders = {
+            OURS: of(plain, 1),
+            BARE: on_a_thread(bare, folder),
+            PARKED: of(recent, 1, ["true"]),
+            COLD: of(cold, 0, ["true"]),
+        }
         found = await taking_turns(contenders, ground.rounds)
     note = "; ".join(filter(None, (found.beside("time", OURS, BARE), cold_note())))
-    ratios = found.ratios("time", OURS, BARE)
-    return [Check("S10", "three tests, submit to verdict", ratios, BESIDE, note=note)]
+    return [
+        Check("S10", "three tests, submit to verdict",
+              found.ratios("time", OURS, BARE), BESIDE, note=note),
+        Check("S10", "the same in a parked environment",
+              found.ratios("time", PARKED, BARE), BESIDE,
+              note=found.beside("time", PARKED, BARE)),
+        Check("S10", "beside the environment started cold",
+              found.ratios("time", PARKED, COLD), BESIDE_COLD,
+              note=found.beside("time", PARKED, COLD)),
+    ]  # fmt: skip

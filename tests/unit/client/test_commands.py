@@ -247,7 +247,6 @@ def test_an_upload_refused_before_its_end_prints_why(
         (["--git", "x", "."], "--git has the worker fetch the source"),
         (["--git", "x", "--dry-run"], "--dry-run lists what would be packed"),
         (["--ref", "main"], "--git URL, which is missing"),
-        (["--secret", "x"], "--secret"),
     ],
 )
 def test_a_wrong_submit_exits_2_before_any_connection(
