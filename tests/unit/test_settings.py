@@ -441,10 +441,13 @@ def test_what_an_entry_of_the_pool_leaves_out_is_the_default(loaded: Loaded) -> 
         ('[{"name": "tea", "size": 1, "memroy": 1}]', "pool.0.memroy: did you mean memory?"),
         ('[{"name": "tea", "size": 1, "memory": "x"}]', "setting pool.0.memory: 'x' is no size"),
         (
-            f'{ENTRY}, "environments": true, "image": "a"}}]',
+            f'{ENTRY[:-1]}, "environments": true, "image": "a"}}]',
             "setting pool.0: it names an image, and",
         ),
-        (f'{ENTRY}, "environments": true, "network": true}}]', "parked without a network: leave"),
+        (
+            f'{ENTRY[:-1]}, "environments": true, "network": true}}]',
+            "parked without a network: leave",
+        ),
         ('[{"name": "tea", "size": 1, "cpus": 0}]', "setting pool.0.cpus: Input should be"),
         (f"{ENTRY}, {ENTRY[1:]}]", "setting pool: two entries are called 'tea': rename one"),
         ('{"name": "tea", "size": 1}', "setting pool: has to be a list of tables: write [[pool]]"),
@@ -469,7 +472,9 @@ def test_a_pool_that_memory_does_not_allow_is_refused_with_the_sum(
     monkeypatch.setenv("CIWORKER_POOL", f'{ENTRY}, {{"name": "b", "size": 4, "memory": "1g"}}]')
     with pytest.raises(ValueError, match=r"take 6\.0 GiB together .* max_memory \(3\.0 GiB\): low"):
         load()
-    monkeypatch.setenv("CIWORKER_POOL", f'{ENTRY}, "environments": true, "size": 4}}]')
+    monkeypatch.setenv(
+        "CIWORKER_POOL", f'{ENTRY[:-1]}, "environments": true}}, {{"name": "b", "size": 2}}]'
+    )
     with pytest.raises(ValueError, match=r"take 4\.0 GiB together .* max_memory"):
         load()
     monkeypatch.setenv("CIWORKER_POOL", '[{"name": "b", "size": 1, "memory": "2500m"}]')
@@ -488,5 +493,5 @@ def test_a_pool_and_a_pull_before_each_job_exclude_each_other(
         load()
     monkeypatch.setenv("CIWORKER_POOL", '[{"name": "b", "size": 0}]')
     assert load().parkings[0].size == 0
-    monkeypatch.setenv("CIWORKER_POOL", f'{ENTRY}, "environments": true}}]')
+    monkeypatch.setenv("CIWORKER_POOL", f'{ENTRY[:-1]}, "environments": true}}]')
     assert load().parkings[0].image is None  # its key tells from which image it was made
