@@ -339,6 +339,42 @@ async def test_one_that_a_job_takes_as_it_is_to_go_is_the_job_s(
         await holding(life, green)
 
 
+async def test_one_that_a_job_took_in_an_earlier_life_of_the_worker_is_the_job_s_too(
+    recent_lab: Callable[..., Lab],
+) -> None:
+    """It was not renamed before the worker ended, so only the store knows."""
+    async with recent_lab().life() as life:
+        green = await used(life, "green")
+        await holding(life, green)
+        container, real = box(life).id, life.jobs.holder
+
+        async def holder(container: str) -> str | None:
+            return "01JOB" if container else None
+
+        life.jobs.holder = holder  # type: ignore[method-assign] # as it would be then
+        await life.pool._let_go(life.pool._members[ONE])
+        await life.pool.leave(await layer(life, green))
+        assert box(life).id == container
+        life.jobs.holder = real  # type: ignore[method-assign] # it has ended
+        await holding(life, green)
+
+
+async def test_an_engine_that_is_away_as_one_is_removed_is_asked_again(
+    recent_lab: Callable[..., Lab],
+) -> None:
+    async with recent_lab().life() as life:
+        green = await used(life, "green")
+        await holding(life, green)
+        life.engine.fail("remove", EngineUnavailable("away"))
+        await remove(life, green)
+        async with asyncio.timeout(20):
+            while await life.engine.images({}):
+                await asyncio.sleep(0.005)
+        await until_state(life, MemberState.NO_ENVIRONMENT)
+        await life.comes_to_rest()
+        assert await life.engine.list() == []
+
+
 async def test_what_environments_may_take_together_holds_for_parked_ones_too(
     recent_lab: Callable[..., Lab],
 ) -> None:
