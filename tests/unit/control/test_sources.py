@@ -262,7 +262,7 @@ async def test_git_dies_with_a_worker_that_is_killed(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
     held = os.open(tmp_path / "fifo", os.O_RDWR)
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", WAITS, cwd=tmp_path, stdin=held, stdout=asyncio.subprocess.PIPE
+        sys.executable, "-c", WAITS, cwd=tmp_path, stdout=asyncio.subprocess.PIPE
     )
     assert process.stdout is not None
     try:
@@ -284,7 +284,7 @@ from ciworker.domain.git import parse_remote
 from ciworker.source.access import Access
 from ciworker.source.gitcommand import git_command
 
-words = git_command(Access(parse_remote("file:///x")), ("hash-object", "--stdin"), 2**20)
+words = git_command(Access(parse_remote("file:///x")), ("hash-object", "fifo"), 2**20)
 process = subprocess.Popen(words, start_new_session=True)
 print(process.pid, flush=True)
 process.wait()
