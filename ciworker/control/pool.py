@@ -60,6 +60,7 @@ class PoolController:
             member.name: member for member in _members(parts.settings.parkings, parts.instance)
         }
         self._recent = RecentEnvironments(parts, self._members.values())
+        self._listed = False
         self._taken: dict[str, Member] = {}  # by job
         self.counting = asyncio.Lock()
         self.awaited = 0  # bytes that the head of the queue waits for
@@ -79,7 +80,11 @@ class PoolController:
         return bool(self._members) and not (self._down or self._draining)
 
     def keys(self, containers: Sequence[Container]) -> Sequence[str]:
-        """Names of the members that there should be, and of those that are in this list."""
+        """Names of the members that there should be, and of those that are in this list.
+
+        Whoever asks looks at them all.
+        """
+        self._listed = True
         found = [container.name for container in containers if container.parked]
         return [*dict.fromkeys([*self._members, *found])]
 
@@ -90,7 +95,8 @@ class PoolController:
         parked = member.parked if member else None
         if ended and parked is not None and parked.container == event.container:
             parked.died = True
-        if ended or member is None:
+        # What is replayed at the start is the first resync's to find, and to tell of by name.
+        if self._listed and (ended or member is None):
             self._queue.add(pool_key(event.member))
 
     def set_draining(self, draining: bool) -> None:
