@@ -176,7 +176,7 @@ async def partials(worker: Worker, job: str) -> Sequence[str]:
     async with asyncio.timeout(DEADLINE), worker.events(f"/jobs/{job}/events?now=1") as events:
         async for frame in events:
             if frame.event == "partial":
-                shown = {record["stream"]: record["text"] for record in frame.records}
+                shown |= {record["stream"]: record["text"] for record in frame.records}
                 if len(shown) == 2:
                     break
     return list(shown.values())
