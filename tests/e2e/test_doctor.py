@@ -83,8 +83,8 @@ async def test_nothing_is_wrong_with_a_worker_that_runs(worker: Worker) -> None:
     document = json.loads(out)
     assert code == 0, document
     assert [item["check"] for item in document] == [
-        "data folder", "store", "git", "engine", "clock", "default image", "engine's disk",
-        "data disk", "worker", "firewall",
+        "data folder", "secrets", "store", "git", "engine", "clock", "default image",
+        "engine's disk", "data disk", "worker", "firewall",
     ]  # fmt: skip
     assert all(set(item) == {"check", "ok", "detail", "mend"} for item in document)
     assert document[-1]["detail"].endswith("listens on 127.0.0.1: for this machine alone")
