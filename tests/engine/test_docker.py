@@ -558,7 +558,7 @@ async def test_streams_that_are_left_early_leave_no_connection_behind(lab: Lab) 
     assert len(connections._acquired) == 2
 
     await follow.aclose()  # type: ignore[attr-defined] # an async generator
-    await events.aclose()  # type: ignore[attr-defined]
+    await events.aclose()  # type: ignore[attr-defined] # told as an iterator, is a generator
 
     assert len(connections._acquired) == 0
 

@@ -199,8 +199,8 @@ async def test_an_insert_that_is_cancelled_is_whole_and_the_next_one_goes_on(
     database: Database,
 ) -> None:
     for number in range(50):
-        values = ["INSERT INTO meta VALUES (?, 'x')", [f"{number:02}"]]
-        inserting = asyncio.create_task(database.insert(values[0], values[1]))  # type: ignore[arg-type]
+        statement, key = "INSERT INTO meta VALUES (?, 'x')", f"{number:02}"
+        inserting = asyncio.create_task(database.insert(statement, [key]))
         await asyncio.sleep(0)
         await asyncio.sleep(0)
         inserting.cancel()

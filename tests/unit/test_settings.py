@@ -217,7 +217,7 @@ def test_one_file_leaves_nothing_behind_for_the_next_load(loaded: Loaded) -> Non
 
 def test_settings_can_not_be_changed_later(loaded: Loaded) -> None:
     with pytest.raises(ValidationError, match="frozen"):
-        loaded().port = 1  # type: ignore[misc]
+        loaded().port = 1  # type: ignore[misc] # it is frozen
 
 
 @pytest.mark.parametrize(

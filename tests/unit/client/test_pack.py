@@ -287,7 +287,7 @@ def at_each_open(monkeypatch: pytest.MonkeyPatch, act: Callable[[], None]) -> No
 
     def opening(*arguments: object, **keywords: object) -> int:
         act()
-        return real(*arguments, **keywords)  # type: ignore[arg-type]
+        return real(*arguments, **keywords)  # type: ignore[arg-type] # passed on
 
     monkeypatch.setattr(os, "open", opening)
 
@@ -385,7 +385,7 @@ def test_ready_archives_are_sent_as_they_are(tmp_path: Path) -> None:
     made = {}
     for ending, mode in {"tar": "w", "tar.gz": "w:gz"}.items():
         made[ending] = tmp_path / f"x.{ending}"
-        with tarfile.open(made[ending], mode) as tar:  # type: ignore[call-overload]
+        with tarfile.open(made[ending], mode) as tar:  # type: ignore[call-overload] # a text
             tar.add(tmp_path / "a.py", "a.py")
     made["tar.zst"] = tmp_path / "x.tar.zst"
     made["tar.zst"].write_bytes(zstandard.compress(made["tar"].read_bytes()))

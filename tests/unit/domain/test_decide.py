@@ -162,7 +162,7 @@ def container(state: str) -> Container | None:
 def facts(job: str, values: Mapping[str, object]) -> Facts | None:
     if job == "none":
         return None
-    return Facts(status=Status(job), **values)  # type: ignore[arg-type]
+    return Facts(status=Status(job), **values)  # type: ignore[arg-type] # by name
 
 
 def combinations_of(job: str) -> Iterator[tuple[dict[str, object], Facts | None]]:
