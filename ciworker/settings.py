@@ -35,7 +35,7 @@ from pydantic_settings import (
 
 from ciworker.units import (
     CENTURY,
-    SECRET,
+    KEY_PREFIX,
     Rate,
     format_size,
     key_of,
@@ -289,7 +289,7 @@ class WebhookEntry(BaseModel):
     @classmethod
     def _is_key_or_name(cls, value: SecretStr) -> SecretStr:
         text = value.get_secret_value()
-        if text.startswith(SECRET) or not _VARIABLE.fullmatch(text):
+        if text.startswith(KEY_PREFIX) or not _VARIABLE.fullmatch(text):
             key_of(text)
         return value
 

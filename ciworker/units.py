@@ -5,7 +5,8 @@ import binascii
 import re
 from dataclasses import dataclass
 
-SECRET = "whsec_"  # noqa: S105 # what the text of a signing key begins with
+KEY_PREFIX = "whsec_"
+"""What the text of a signing key begins with."""
 
 _SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600}
 _BYTES = {"": 1, "b": 1, "k": 2**10, "m": 2**20, "g": 2**30}
@@ -100,12 +101,12 @@ def key_of(secret: str) -> bytes:
         ValueError: it is none.
     """
     try:
-        key = base64.b64decode(secret.removeprefix(SECRET), validate=True)
+        key = base64.b64decode(secret.removeprefix(KEY_PREFIX), validate=True)
     except binascii.Error:
         key = b""
-    if not secret.startswith(SECRET) or not 24 <= len(key) <= 64:
+    if not secret.startswith(KEY_PREFIX) or not 24 <= len(key) <= 64:
         raise ValueError(
-            f"has to be {SECRET} and the base64 of 24 to 64 random bytes: "
-            f"echo {SECRET}$(head -c 32 /dev/urandom | base64)"
+            f"has to be {KEY_PREFIX} and the base64 of 24 to 64 random bytes: "
+            f"echo {KEY_PREFIX}$(head -c 32 /dev/urandom | base64)"
         )
     return key

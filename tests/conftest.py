@@ -9,15 +9,7 @@ import pytest
 
 from tests.chaos.disks import small_disk
 from tests.driver import Worker
-from tests.rows import (  # noqa: F401 # hooks of pytest, which looks for them here
-    ATTACK,
-    pytest_addoption,
-    pytest_collection_finish,
-    pytest_collection_modifyitems,
-    pytest_runtest_makereport,
-    pytest_terminal_summary,
-    recorded,
-)
+from tests.rows import ATTACK, recorded
 
 WorkerFactory = Callable[..., Worker]
 

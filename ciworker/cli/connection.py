@@ -2,6 +2,7 @@
 
 import socket
 import ssl
+from ipaddress import ip_address
 from pathlib import Path
 
 from urllib3 import HTTPConnectionPool, HTTPSConnectionPool
@@ -10,15 +11,21 @@ from urllib3.exceptions import NewConnectionError
 
 from ciworker.settings import Settings
 
-ANY = ("0.0.0.0", "::", "")  # noqa: S104 # compared with, not bound to
-
 
 def base_url(settings: Settings) -> str:
     """Where a worker with these settings listens, seen from this machine."""
     if settings.unix_path:
         return settings.host
-    host = "127.0.0.1" if settings.host in ANY else settings.host
+    host = "127.0.0.1" if is_any(settings.host) else settings.host
     return url_of(settings, host)
+
+
+def is_any(host: str) -> bool:
+    """Whether it stands for all addresses of this machine."""
+    try:
+        return ip_address(host or "::").is_unspecified
+    except ValueError:  # a name
+        return False
 
 
 def listens_at(settings: Settings) -> str:
@@ -39,7 +46,7 @@ def connection(settings: Settings, host: str | None = None) -> HTTPConnectionPoo
     """
     if settings.unix_path:
         return _UnixPool(settings.unix_path)
-    host = host or ("127.0.0.1" if settings.host in ANY else settings.host)
+    host = host or ("127.0.0.1" if is_any(settings.host) else settings.host)
     if settings.tls_cert is None:
         return HTTPConnectionPool(host, settings.port)
     return HTTPSConnectionPool(

@@ -18,7 +18,7 @@ from urllib3.exceptions import (
     SSLError,
 )
 
-from ciworker.cli.connection import ANY, base_url, connection, url_of
+from ciworker.cli.connection import base_url, connection, is_any, url_of
 from ciworker.cli.finding import Finding
 from ciworker.cli.firewall import shuts
 from ciworker.settings import Settings
@@ -107,7 +107,7 @@ def _listening(settings: Settings) -> list[str]:
 
     Link-local ones need a zone: left out.
     """
-    if settings.host not in ANY:
+    if not is_any(settings.host):
         return [settings.host]
     found = []
     for adapter in ifaddr.get_adapters():

@@ -6,11 +6,10 @@ still has what the job was given: if not, it could not mask what the job prints,
 """
 
 import asyncio
-import os
-import stat
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from ciworker.domain.job import Job, Kind
 from ciworker.domain.masking import Mask
@@ -145,8 +144,8 @@ class Credentials:
 
 def _is_socket(path: str) -> bool:
     try:
-        return stat.S_ISSOCK(os.stat(path).st_mode)  # noqa: PTH116 # of a text
-    except OSError:
+        return Path(path).is_socket()
+    except OSError:  # who may not look may not connect
         return False
 
 

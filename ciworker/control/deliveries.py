@@ -5,12 +5,12 @@ arrives, the others follow. A message that fails is tried again until it is GIVE
 """
 
 import asyncio
-import random
 import ssl
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
+from random import SystemRandom
 from typing import NamedTuple
 
 import aiohttp
@@ -36,6 +36,8 @@ RETRY = 5.0  # seconds after which the store is asked again
 MOST_ERROR = 300  # characters
 GONE = 410  # so says the scheme: https://www.standardwebhooks.com
 NO_MORE = "the receiver answered 410: it wants no more"
+
+_RANDOM = SystemRandom()
 
 
 class Undeliverable(Final):
@@ -163,7 +165,7 @@ class Deliverer:
         now, error = self._clock.now(), error[:MOST_ERROR]
         if now - tried.since >= GIVEN_UP_AFTER:
             return replace(tried, state=DeliveryState.GIVEN_UP, error=error)
-        pause = backoff(tried.tries, random.random())  # noqa: S311 # jitter
+        pause = backoff(tried.tries, _RANDOM.random())
         return replace(tried, next_try_at=now + pause, error=error)
 
     def _keep_gate(self, tried: Delivery) -> bool:
@@ -174,7 +176,7 @@ class Deliverer:
         elif tried.state is DeliveryState.PENDING:
             gate = self._gates.setdefault(key, _Gate())
             gate.failures += 1
-            pause = backoff(gate.failures, random.random())  # noqa: S311 # jitter
+            pause = backoff(gate.failures, _RANDOM.random())
             gate.until = self._clock.monotonic() + pause.total_seconds()
             return False
         return True

@@ -8,7 +8,7 @@ from ciworker.control.deliveries import NotYet, Request, Undeliverable
 from ciworker.domain.job import Job
 from ciworker.domain.webhook import Delivery, Message, Subscriber, messages, signature
 from ciworker.settings import Settings, WebhookEntry
-from ciworker.units import SECRET, key_of
+from ciworker.units import KEY_PREFIX, key_of
 
 
 class Webhooks:
@@ -48,7 +48,7 @@ class Webhooks:
 
     def _key(self, entry: WebhookEntry) -> bytes:
         text = entry.secret.get_secret_value()
-        if text.startswith(SECRET):
+        if text.startswith(KEY_PREFIX):
             return key_of(text)
         value = self._secret(text)
         if value is None:

@@ -17,7 +17,7 @@ from ciworker.domain.git import is_commit
 from ciworker.domain.job import Job, Status
 from ciworker.domain.webhook import signature
 from ciworker.errors import Invalid
-from ciworker.units import SECRET, key_of
+from ciworker.units import KEY_PREFIX, key_of
 
 TOLERANCE = 300  # seconds that a signed timestamp may differ from our clock: the scheme's own
 CONTEXT = "ciworker"  # what a status is called beside others of its commit
@@ -96,7 +96,7 @@ def is_authentic(
 def _is_gitlabs(headers: Mapping[str, str], body: bytes, secret: str, now: float) -> bool:
     """Its signing token is one of Standard Webhooks; its secret token is sent as it is."""
     if "webhook-signature" not in headers:
-        return not secret.startswith(SECRET) and _same(secret, headers.get("x-gitlab-token"))
+        return not secret.startswith(KEY_PREFIX) and _same(secret, headers.get("x-gitlab-token"))
     try:
         key, at = key_of(secret), int(headers.get("webhook-timestamp", ""))
     except ValueError:

@@ -11,7 +11,15 @@ import functools
 import json
 import os
 import re
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Callable,
+    Coroutine,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -297,7 +305,7 @@ class DockerEngine:
         answer = await self._json("containers/json", params={"all": "1", "filters": filters})
         return [_listed(item) for item in answer if _is_ours(item["Labels"])]
 
-    async def log(self, container: str, *, follow: bool) -> AsyncIterator[Sequence[LogFrame]]:
+    async def log(self, container: str, *, follow: bool) -> AsyncGenerator[Sequence[LogFrame]]:
         params = {"stdout": "1", "stderr": "1", "timestamps": "1", "follow": str(int(follow))}
         parser = FrameParser()
         silence = None if follow else CALL_TIMEOUT
@@ -352,7 +360,7 @@ class DockerEngine:
         except ContainerMissing:
             return None
 
-    async def events(self, since: str) -> AsyncIterator[Event | None]:
+    async def events(self, since: str) -> AsyncGenerator[Event | None]:
         window = {"since": since, "filters": self._filters}
         async with self._stream("events", "events", window) as lines:  # rule 14: own the loop
             yield None

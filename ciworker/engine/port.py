@@ -8,7 +8,7 @@ All calls but the streams are bounded in time. They raise EngineUnavailable wher
 not answer (try again) and EngineRefused where it says no (final).
 """
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -193,7 +193,7 @@ class Engine(Protocol):
     async def list(self) -> Sequence[Container]:
         """All containers that we made; without exit codes."""
 
-    def log(self, container: str, *, follow: bool) -> AsyncIterator[Sequence[LogFrame]]:
+    def log(self, container: str, *, follow: bool) -> AsyncGenerator[Sequence[LogFrame]]:
         """The engine's own log from its first entry, in batches.
 
         With `follow` it goes on while the container runs, but its end is no proof that nothing is
@@ -210,7 +210,7 @@ class Engine(Protocol):
         No if it cannot be told, as other events have pushed this one out.
         """
 
-    def events(self, since: str) -> AsyncIterator[Event | None]:
+    def events(self, since: str) -> AsyncGenerator[Event | None]:
         """Events of our containers from `since` (inclusive, `"seconds.nanoseconds"`).
 
         The first item is None: the engine has answered and the stream is open.

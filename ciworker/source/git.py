@@ -25,10 +25,10 @@ from ciworker.source.gitcommand import (
     ASKPASS,
     ASKPASS_SCRIPT,
     ATTRIBUTES,
+    DESCRIPTOR,
     HISTORY,
     KNOWN_HOSTS,
     REPOSITORY,
-    TOKEN_DESCRIPTOR,
     everything_words,
     explain,
     fetch_words,
@@ -303,7 +303,7 @@ class Repository:
         environment, inherited = dict(self._environment), tuple[int, ...]()
         if self._access.token is not None:
             inherited = (_filled_pipe(self._access.token),)
-            environment[TOKEN_DESCRIPTOR] = str(inherited[0])
+            environment[DESCRIPTOR] = str(inherited[0])
         try:
             process = await asyncio.create_subprocess_exec(
                 *git_command(self._access, words, self._max_bytes, at),
@@ -389,7 +389,7 @@ def _size_of(folder: Path) -> int:
     for parent, _, names in os.walk(folder):
         for name in names:
             with suppress(OSError):  # git renames and removes meanwhile
-                size += os.lstat(os.path.join(parent, name)).st_blocks * 512  # noqa: PTH118 # the walk gives text
+                size += Path(parent, name).lstat().st_blocks * 512
     return size
 
 

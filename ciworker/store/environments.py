@@ -9,7 +9,7 @@ from dataclasses import asdict
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Executable, Row, Table, delete, update
+from sqlalchemy import Executable, Row, delete, update
 from sqlalchemy import select as sql_select
 from sqlalchemy.dialects.sqlite import insert
 from sqlmodel import col
@@ -17,12 +17,12 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 
 from ciworker.domain.environment import Environment, EnvironmentStatus
 from ciworker.store.kept import Kept
-from ciworker.store.schema import EnvironmentRow, microseconds
+from ciworker.store.schema import EnvironmentRow, microseconds, table
 from ciworker.store.session import Database
 
 KEPT = 256  # environments kept as they were last written
 
-_ENVIRONMENTS: Table = EnvironmentRow.__table__  # type: ignore[attr-defined] # SQLModel makes it
+_ENVIRONMENTS = table(EnvironmentRow)
 
 
 class Environments:

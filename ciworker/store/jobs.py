@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 from typing import Any, TypeVar
 
 import orjson
-from sqlalchemy import Row, Table, and_, exists, func, insert, literal_column, or_, update
+from sqlalchemy import Row, and_, exists, func, insert, literal_column, or_, update
 from sqlalchemy import select as sql_select
 from sqlalchemy.orm import Session
 from sqlalchemy.sql.dml import ReturningUpdate
@@ -40,6 +40,7 @@ from ciworker.store.schema import (
     JobRow,
     LogChunkRow,
     SubmissionRow,
+    table,
 )
 from ciworker.store.session import Database
 from ciworker.store.webhooks import Outbox
@@ -477,8 +478,8 @@ _LOG_LINES = (
     .scalar_subquery()
     .label("log_lines")
 )
-_JOBS: Table = JobRow.__table__  # type: ignore[attr-defined] # SQLModel makes it
-_EVENTS: Table = JobEventRow.__table__  # type: ignore[attr-defined] # likewise
+_JOBS = table(JobRow)
+_EVENTS = table(JobEventRow)
 _COLUMNS = (*_JOBS.columns, _LOG_LINES)
 
 

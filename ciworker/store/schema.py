@@ -13,6 +13,7 @@ from sqlalchemy import (
     Index,
     LargeBinary,
     String,
+    Table,
     text,
 )
 from sqlalchemy.types import TypeDecorator
@@ -32,6 +33,11 @@ def microseconds(instant: datetime) -> int:
 def instant(microseconds: int) -> datetime:
     """What a table holds, as an aware instant."""
     return _EPOCH + microseconds * _MICROSECOND
+
+
+def table(row: type[SQLModel]) -> Table:
+    """Its table, for statements without entities."""
+    return SQLModel.metadata.tables[str(row.__tablename__)]
 
 
 class Instant(TypeDecorator[datetime]):

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Row, Table, and_, delete, func, insert, literal_column, or_, update
+from sqlalchemy import Row, and_, delete, func, insert, literal_column, or_, update
 from sqlalchemy import select as sql_select
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlmodel import col
@@ -25,7 +25,7 @@ from ciworker.domain.webhook import (
     Message,
 )
 from ciworker.errors import Conflict, Unknown
-from ciworker.store.schema import WebhookDeliveryRow
+from ciworker.store.schema import WebhookDeliveryRow, table
 from ciworker.store.session import Database
 
 KEPT_FOR = timedelta(days=7)  # of what is not pending any more
@@ -35,7 +35,7 @@ MOST_PENDING = 10_000  # for one endpoint; the oldest are given up
 # A partial index is used only where the query spells its condition out, as no parameter.
 _PENDING = col(WebhookDeliveryRow.state) == literal_column("'pending'")
 _OVER = col(WebhookDeliveryRow.state) != literal_column("'pending'")
-_ROWS: Table = WebhookDeliveryRow.__table__  # type: ignore[attr-defined] # SQLModel makes it
+_ROWS = table(WebhookDeliveryRow)
 
 Tell = Callable[[Job, datetime], Sequence[Message]]
 

@@ -27,7 +27,7 @@ import tempfile
 import time
 import uuid
 from collections import defaultdict, deque
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -532,7 +532,7 @@ class FakeEngine:
         async with self.call("list"):
             return [box.listed() for box in self._boxes.values() if self._owned(box)]
 
-    async def log(self, container: str, *, follow: bool) -> AsyncIterator[Sequence[LogFrame]]:
+    async def log(self, container: str, *, follow: bool) -> AsyncGenerator[Sequence[LogFrame]]:
         async with self.call("log", container):
             box = self._box(container)
             await self._unstuck(box)
@@ -557,7 +557,7 @@ class FakeEngine:
                 return False
             return len(self._replay) < REPLAY
 
-    async def events(self, since: str) -> AsyncIterator[Event | None]:
+    async def events(self, since: str) -> AsyncGenerator[Event | None]:
         async with self.call("events"):
             stream: asyncio.Queue[Event | EngineUnavailable] = asyncio.Queue()
             seconds, _, fraction = since.partition(".")

@@ -557,8 +557,8 @@ async def test_streams_that_are_left_early_leave_no_connection_behind(lab: Lab) 
     await anext(events)
     assert len(connections._acquired) == 2
 
-    await follow.aclose()  # type: ignore[attr-defined] # an async generator
-    await events.aclose()  # type: ignore[attr-defined] # told as an iterator, is a generator
+    await follow.aclose()
+    await events.aclose()
 
     assert len(connections._acquired) == 0
 

@@ -8,6 +8,7 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import pytest
 import zstandard
@@ -285,9 +286,9 @@ def test_a_file_that_shrinks_each_time_is_named(
 def at_each_open(monkeypatch: pytest.MonkeyPatch, act: Callable[[], None]) -> None:
     real = os.open
 
-    def opening(*arguments: object, **keywords: object) -> int:
+    def opening(*arguments: Any, **keywords: Any) -> int:
         act()
-        return real(*arguments, **keywords)  # type: ignore[arg-type] # passed on
+        return real(*arguments, **keywords)
 
     monkeypatch.setattr(os, "open", opening)
 
@@ -383,9 +384,9 @@ def test_the_folder_s_name_is_sent_where_no_file_names_the_project(
 def test_ready_archives_are_sent_as_they_are(tmp_path: Path) -> None:
     write(tmp_path, "a.py")
     made = {}
-    for ending, mode in {"tar": "w", "tar.gz": "w:gz"}.items():
-        made[ending] = tmp_path / f"x.{ending}"
-        with tarfile.open(made[ending], mode) as tar:  # type: ignore[call-overload] # a text
+    made["tar"], made["tar.gz"] = tmp_path / "x.tar", tmp_path / "x.tar.gz"
+    with tarfile.open(made["tar"], "w") as plain, tarfile.open(made["tar.gz"], "w:gz") as gz:
+        for tar in (plain, gz):
             tar.add(tmp_path / "a.py", "a.py")
     made["tar.zst"] = tmp_path / "x.tar.zst"
     made["tar.zst"].write_bytes(zstandard.compress(made["tar"].read_bytes()))

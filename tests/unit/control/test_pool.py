@@ -360,14 +360,16 @@ async def test_down_removes_all_and_holds_over_a_restart_until_up(
         await parked(life, 2)
 
 
-async def test_what_the_store_does_not_take_is_not_done(pool_lab: Callable[..., Lab]) -> None:
+async def test_what_the_store_does_not_take_is_not_done(
+    pool_lab: Callable[..., Lab], monkeypatch: pytest.MonkeyPatch
+) -> None:
     async with pool_lab().life() as life:
         await parked(life)
 
         async def no(*, down: bool) -> None:
             raise StoreUnavailable("full")
 
-        life.pool._intent.put = no  # type: ignore[method-assign] # the fault
+        monkeypatch.setattr(life.pool._intent, "put", no)  # the fault
         with pytest.raises(StoreUnavailable):
             await life.pool.turn(down=True)
         assert await resynced(life) == {Bucket.UNCHANGED: [ONE]}
@@ -585,7 +587,7 @@ async def test_committed_and_not_renamed_is_found_by_the_id_and_started_anew(
 
 
 async def test_renamed_and_not_committed_is_removed_and_the_job_starts_anew(
-    pool_lab: Callable[..., Lab],
+    pool_lab: Callable[..., Lab], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lab = pool_lab()
     async with lab.life(clean=False) as life:
@@ -596,7 +598,7 @@ async def test_renamed_and_not_committed_is_removed_and_the_job_starts_anew(
             renamed.set()
             await asyncio.Event().wait()
 
-        life.jobs.move = never  # type: ignore[method-assign] # the crash comes before it
+        monkeypatch.setattr(life.jobs, "move", never)  # the crash comes before it
         job_id = await life.submit("echo once")
         await renamed.wait()
         await until(lambda: life.engine._find(ONE) is None)
@@ -693,7 +695,7 @@ async def test_one_that_died_as_a_job_took_it_costs_a_retry(pool_lab: Callable[.
 
 
 async def test_a_commit_that_fails_sends_nothing_and_the_job_runs_once(
-    pool_lab: Callable[..., Lab],
+    pool_lab: Callable[..., Lab], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with pool_lab().life() as life:
         await parked(life)
@@ -706,7 +708,7 @@ async def test_a_commit_that_fails_sends_nothing_and_the_job_runs_once(
                 raise StoreUnavailable("full")
             return await real(*words, **more)
 
-        life.jobs.move = move  # type: ignore[method-assign] # the fault
+        monkeypatch.setattr(life.jobs, "move", move)  # the fault
         job_id = await life.submit("echo once")
         job = await life.ended(job_id)
         assert failed == 1

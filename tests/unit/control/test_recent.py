@@ -58,6 +58,15 @@ async def used(life: Life, leaf: str, run: str = "echo tested", **fields: Any) -
     return job
 
 
+async def green_and_black(life: Life) -> tuple[Job, Job]:
+    """Two jobs, whose environments stand in the two places."""
+    green = await used(life, "green")
+    await holding(life, green, green)
+    black = await used(life, "black")
+    await holding(life, green, black)
+    return green, black
+
+
 async def holding(life: Life, *leaves: Job | None) -> None:
     """Wait until the places have the environments of these jobs parked, and nothing is under way.
 
@@ -130,10 +139,7 @@ async def test_as_many_as_there_are_places_are_parked_and_only_what_makes_way_is
     recent_lab: Callable[..., Lab],
 ) -> None:
     async with recent_lab(2).life() as life:
-        green = await used(life, "green")
-        await holding(life, green, green)
-        black = await used(life, "black")
-        await holding(life, green, black)
+        _green, black = await green_and_black(life)
         one, two = box(life, ONE).id, box(life, TWO).id
         white = await used(life, "white")
         await holding(life, white, black)
@@ -176,10 +182,7 @@ async def test_the_next_worker_starts_the_same_ones_again_and_rebuilds_none(
     """Though black was used last: each place keeps what it has."""
     lab = recent_lab(2)
     async with lab.life() as life:
-        green = await used(life, "green")
-        await holding(life, green, green)
-        black = await used(life, "black")
-        await holding(life, green, black)
+        green, black = await green_and_black(life)
         ids, creates = (box(life, ONE).id, box(life, TWO).id), life.calls("create")
     async with lab.life() as life:
         await holding(life, green, black)
@@ -193,10 +196,7 @@ async def test_the_next_worker_makes_anew_only_what_is_not_wanted_any_more(
 ) -> None:
     lab = recent_lab(2)
     async with lab.life() as life:
-        green = await used(life, "green")
-        await holding(life, green, green)
-        black = await used(life, "black")
-        await holding(life, green, black)
+        green, black = await green_and_black(life)
         kept = box(life, TWO).id
     async with lab.life() as life:
         await remove(life, green)
@@ -233,7 +233,7 @@ async def resynced_at_last(life: Life) -> dict[Bucket, list[str]]:
 
 
 async def test_a_store_that_cannot_be_read_is_asked_again_and_what_is_parked_stays(
-    recent_lab: Callable[..., Lab],
+    recent_lab: Callable[..., Lab], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with recent_lab().life() as life:
         green = await used(life, "green")
@@ -247,7 +247,7 @@ async def test_a_store_that_cannot_be_read_is_asked_again_and_what_is_parked_sta
             refused += 1
             raise StoreUnavailable("away")
 
-        life.parts.environments.recently_used = away  # type: ignore[method-assign] # the fault
+        monkeypatch.setattr(life.parts.environments, "recently_used", away)  # the fault
         await life.resync.run()
         await until(lambda: refused == 2)
         await holding(life, green)
@@ -314,7 +314,7 @@ async def test_one_that_is_being_parked_is_removed_all_the_same(
 
 
 async def test_one_that_a_job_takes_as_it_is_to_go_is_the_job_s(
-    recent_lab: Callable[..., Lab],
+    recent_lab: Callable[..., Lab], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with recent_lab().life() as life:
         green = await used(life, "green")
@@ -329,7 +329,7 @@ async def test_one_that_a_job_takes_as_it_is_to_go_is_the_job_s(
                 await until_state(life, MemberState.TAKEN)
             return found
 
-        life.engine.inspect = inspect  # type: ignore[method-assign] # it is taken meanwhile
+        monkeypatch.setattr(life.engine, "inspect", inspect)  # it is taken meanwhile
         renaming = life.engine.hold("rename")
         await life.pool.leave(await layer(life, green))
         renaming.set()
@@ -340,7 +340,7 @@ async def test_one_that_a_job_takes_as_it_is_to_go_is_the_job_s(
 
 
 async def test_one_that_a_job_took_in_an_earlier_life_of_the_worker_is_the_job_s_too(
-    recent_lab: Callable[..., Lab],
+    recent_lab: Callable[..., Lab], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It was not renamed before the worker ended, so only the store knows."""
     async with recent_lab().life() as life:
@@ -351,11 +351,11 @@ async def test_one_that_a_job_took_in_an_earlier_life_of_the_worker_is_the_job_s
         async def holder(container: str) -> str | None:
             return "01JOB" if container else None
 
-        life.jobs.holder = holder  # type: ignore[method-assign] # as it would be then
+        monkeypatch.setattr(life.jobs, "holder", holder)  # as it would be then
         await life.pool._let_go(life.pool._members[ONE])
         await life.pool.leave(await layer(life, green))
         assert box(life).id == container
-        life.jobs.holder = real  # type: ignore[method-assign] # it has ended
+        monkeypatch.setattr(life.jobs, "holder", real)  # it has ended
         await holding(life, green)
 
 

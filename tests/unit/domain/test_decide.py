@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from functools import cache
 from itertools import product
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -159,10 +159,10 @@ def container(state: str) -> Container | None:
     return Container(id="c" * 12, name="ci-a-1", state=State(state), job="A", attempt=1)
 
 
-def facts(job: str, values: Mapping[str, object]) -> Facts | None:
+def facts(job: str, values: Mapping[str, Any]) -> Facts | None:
     if job == "none":
         return None
-    return Facts(status=Status(job), **values)  # type: ignore[arg-type] # by name
+    return Facts(status=Status(job), **values)
 
 
 def combinations_of(job: str) -> Iterator[tuple[dict[str, object], Facts | None]]:

@@ -41,7 +41,9 @@ def spec(**fields: Any) -> Spec:
         "{!r:>20}".format,
         lambda secret: repr({"TOKEN": secret}),
         lambda secret: str(ValueError("no", secret)),
-        lambda secret: "%s %r" % (secret, secret),  # noqa: UP031 # as loggers do it
+        lambda secret: logging.LogRecord(
+            "x", logging.INFO, "x", 1, "%s %r", (secret, secret), None
+        ).getMessage(),
         lambda secret: json.dumps({"TOKEN": secret}, default=str),
         lambda secret: structlog.processors.JSONRenderer()(
             logging.getLogger(), "info", {"event": "x", "secret": secret}
