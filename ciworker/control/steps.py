@@ -333,10 +333,11 @@ class Steps:
         return False
 
     async def _enter_running(self, look: Look) -> bool:
-        pump, now = look.life.pump, self._clock.now()
+        pump, now, monotonic = look.life.pump, self._clock.now(), self._clock.monotonic()
         assert pump is not None
         if pump.marked_at is not None:
-            now -= timedelta(seconds=self._clock.monotonic() - pump.marked_at)
+            now -= timedelta(seconds=monotonic - pump.marked_at)
+            monotonic = pump.marked_at
         moved = await self._jobs.move(
             look.job.id,
             look.expect,
@@ -347,7 +348,10 @@ class Steps:
             container_id=look.container.id if look.container else None,
             container=kept_of(look.container, None),
         )
-        return moved is not None
+        if moved is None:
+            return False
+        look.life.deadline = monotonic + look.job.spec.timeout
+        return True
 
     async def _requeue(self, look: Look) -> bool:
         await self._close_log(look)

@@ -1,10 +1,11 @@
 """Drives a real Chromium: pages that are logged in, and what went wrong in them."""
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from playwright.async_api import BrowserContext, ConsoleMessage, Page, WebError
+from playwright.async_api import BrowserContext, ConsoleMessage, Page, Route, WebError
 
 from tests.driver import Worker
 
@@ -63,3 +64,22 @@ async def log_in(page: Page, worker: Worker, token: str | None = None) -> None:
     await page.goto(await login_link(worker, token))
     await page.get_by_role("button").click()
     await page.wait_for_url(f"{worker.url}/")
+
+
+async def intercept(page: Page, pattern: str, handler: Callable[[Route], Any]) -> None:
+    """Route what a loaded page asks for, from its next request on.
+
+    Playwright's own `route` returns when the browser knows; the page's next request may still pass
+    by it (Playwright 1.65, on a busy machine).
+    """
+    probe, seen = "/static/theme.js?intercepted", list[str]()
+
+    async def answer(route: Route) -> None:
+        seen.append(route.request.url)
+        await route.fulfill(body="")
+
+    await page.route(pattern, handler)
+    await page.route(f"**{probe}", answer)
+    while not seen:
+        await page.evaluate("path => fetch(path).then((found) => found.text())", probe)
+    await page.unroute(f"**{probe}")

@@ -10,7 +10,7 @@ import pytest_asyncio
 from playwright.async_api import Locator, Page, expect
 
 from tests.browser.conftest import Visit
-from tests.browser.driver import Faults
+from tests.browser.driver import Faults, intercept
 from tests.browser.jobpage import JobPage, printed
 from tests.driver import Worker
 
@@ -119,7 +119,9 @@ async def test_a_notice_and_a_lost_connection(worker: Worker, visit: Visit, faul
     await worker.wait_for_text(job_id, b"begun")
     page = await visit(worker, f"/jobs/{job_id}")
     refusal = {"type": "about:blank", "title": "Conflict", "status": 409, "detail": "it is over"}
-    await page.route("**/cancel", lambda route: route.fulfill(status=409, body=json.dumps(refusal)))
+    await intercept(
+        page, "**/cancel", lambda route: route.fulfill(status=409, body=json.dumps(refusal))
+    )
     await page.get_by_role("button", name="Cancel").click()
     await expect(page.get_by_role("alert")).to_contain_text("it is over")
     await worker.stop()

@@ -10,7 +10,7 @@ import pytest
 from playwright.async_api import Route, expect
 
 from tests.browser.conftest import PATIENCE, Visit
-from tests.browser.driver import Faults
+from tests.browser.driver import Faults, intercept
 from tests.browser.jobpage import JobPage, printed
 from tests.driver import Worker, touch
 from tests.e2e.follower import WAIT, let_go
@@ -207,7 +207,9 @@ async def test_a_refused_cancel_says_why(visit: Visit, shared: Worker, faults: F
     job_id = await shared.submit(NEVER_ENDS)
     page = await visit(shared, f"/jobs/{job_id}")
     refusal = {"type": "about:blank", "title": "Conflict", "status": 409, "detail": "it is over"}
-    await page.route("**/cancel", lambda route: route.fulfill(status=409, body=json.dumps(refusal)))
+    await intercept(
+        page, "**/cancel", lambda route: route.fulfill(status=409, body=json.dumps(refusal))
+    )
     await page.get_by_role("button", name="Cancel").click()
     await expect(page.get_by_role("alert")).to_contain_text("it is over")
     await expect(page.get_by_role("button", name="Cancel")).to_be_enabled()
@@ -254,7 +256,7 @@ async def test_the_end_is_shown_in_full_though_the_job_cannot_be_asked_for(
     job_id = await shared.submit(f"echo begun; {WAIT}; echo over")
     page = await visit(shared, f"/jobs/{job_id}")
     await expect(page.locator(".phase.now")).to_contain_text("run")
-    await page.route(f"**/api/v1/jobs/{job_id}", lambda route: route.fulfill(status=502))
+    await intercept(page, f"**/api/v1/jobs/{job_id}", lambda route: route.fulfill(status=502))
     await let_go(shared, job_id)
     await expect(page.locator("#status")).to_have_text("passed")
     await JobPage(page).has(2)

@@ -13,7 +13,7 @@ from playwright.async_api import Locator, Page, Route, expect
 from playwright.async_api import TimeoutError as NotInTime
 
 from tests.browser.conftest import Visit
-from tests.browser.driver import Faults
+from tests.browser.driver import Faults, intercept
 from tests.driver import Worker
 
 FOREVER = "sleep 600"
@@ -240,7 +240,7 @@ async def test_older_jobs_that_were_asked_for_come_though_the_list_is_loaded_ane
     page = await visit(worker)
     await lists(page, *made[:9:-1])
     await settled(page)
-    await page.route("**/api/v1/jobs?*cursor=*", lambda _: None)  # is never answered
+    await intercept(page, "**/api/v1/jobs?*cursor=*", lambda _: None)  # is never answered
     await page.get_by_role("button", name="Show older jobs").click()
     await worker.stop()
     await worker.start()
@@ -425,7 +425,7 @@ async def test_an_answer_to_a_retry_changes_nothing_of_what_was_told_later(
         await go_on.wait()
         await route.fulfill(response=answer)
 
-    await page.route("**/retry", late)
+    await intercept(page, "**/retry", late)
     await listen(page)
     await row(page, job["id"]).get_by_role("button", name="Retry pan").click()
     await expect(page.locator(".job").first).not_to_have_attribute("data-id", job["id"])

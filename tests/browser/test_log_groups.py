@@ -7,7 +7,7 @@ import pytest
 from playwright.async_api import Route, expect
 
 from tests.browser.conftest import Visit
-from tests.browser.driver import Faults
+from tests.browser.driver import Faults, intercept
 from tests.browser.jobpage import JobPage, printed
 from tests.browser.loading import Loading
 from tests.driver import Worker
@@ -188,7 +188,7 @@ async def test_a_group_opened_while_the_worker_is_away_opens_once_it_is_back(
         await route.abort()
         failed.set()
 
-    await page.route(LINES, fail)
+    await intercept(page, LINES, fail)
     await head.click()
     await failed.wait()
     folded, numbers = [*range(1, 1002), *range(1002 + lines, 9001)], await log.numbers()
@@ -215,7 +215,7 @@ async def test_a_group_opened_just_before_a_jump_is_open_after_it(
             await answer.wait()
         await route.continue_()
 
-    await page.route(LINES, late)
+    await intercept(page, LINES, late)
     await head.click()
     await first.wait()
     await page.keyboard.press("End")

@@ -5,7 +5,7 @@ import asyncio
 from playwright.async_api import Page, Route, expect
 
 from tests.browser.conftest import Visit
-from tests.browser.driver import Faults
+from tests.browser.driver import Faults, intercept
 from tests.browser.jobpage import JobPage, printed
 from tests.driver import Worker
 
@@ -155,7 +155,7 @@ async def test_a_key_that_is_held_at_the_last_loaded_hit_asks_for_more_once(
         await go_on.wait()
         await route.continue_()
 
-    await page.route("**/log/search?*", hold)
+    await intercept(page, "**/log/search?*", hold)
     await page.evaluate("""() => {
         window.pressed = 0;
         document.addEventListener("keydown", () => { window.pressed += 1; });
@@ -178,7 +178,7 @@ async def test_when_more_hits_cannot_be_had_that_is_said_and_it_stays_where_it_i
     log = JobPage(page)
     place = await at_the_last_loaded_hit(page, log)
     refusal = {"type": "about:blank", "title": "No", "status": 503, "detail": "the disk is full"}
-    await page.route("**/log/search?*", lambda route: route.fulfill(status=503, json=refusal))
+    await intercept(page, "**/log/search?*", lambda route: route.fulfill(status=503, json=refusal))
     await page.keyboard.press("n")
     await log.found_is("the disk is full")
     await log.current_is(1000)

@@ -5,6 +5,7 @@ import contextlib
 import itertools
 import os
 import re
+import signal
 import sqlite3
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -151,6 +152,76 @@ async def test_a_store_that_stalls_under_a_flood_blocks_nobody_and_loses_nothing
     assert job["log_lines"] == lines
     assert await worker.text(flooding) == b"".join(b"%d\n" % n for n in range(1, lines + 1))
     await worker.nothing_left()
+
+
+# Prints until the engine takes no more for so many seconds, says how much, and ends.
+BLOCKED = """python3 -c '
+import itertools, os, select, sys
+os.set_blocking(1, False)
+numbers = itertools.count()
+sent, rest = 0, b""
+while select.select([], [1], [], {patience})[1]:
+    rest = rest or b"".join(b"%0255d\\n" % n for n in itertools.islice(numbers, 32))
+    written = os.write(1, rest)
+    sent, rest = sent + written, rest[written:]
+print(sent, file=sys.stderr)
+'"""
+
+
+async def printed_and_kept(worker: Worker, job_id: str) -> tuple[int, int]:
+    """Bytes that a `BLOCKED` job printed, and those of them that are in its log, from its start."""
+    records = await stored(worker, job_id)
+    said = [int(record["text"]) for record in records if record["stream"] == "stderr"]
+    kept = "".join(record["text"] + "\n" for record in records if record["stream"] == "stdout")
+    whole = "".join(f"{n:0255d}\n" for n in range(len(records)))
+    kept = kept[: said[0]]  # what was cut off in mid line has no newline of its own
+    assert whole.startswith(kept.removesuffix("\n"))
+    return said[0], len(kept)
+
+
+@pytest.mark.slow
+async def test_of_a_job_that_ends_while_the_store_stalls_nothing_is_cut_off(
+    new_worker: WorkerFactory,
+) -> None:
+    worker = new_worker()
+    await worker.start()
+    job_id = await worker.submit(f"{WAIT}; {BLOCKED.format(patience=0.6)}")
+    await worker.wait(job_id, "running")
+    with write_lock(worker):
+        await let_go(worker, job_id)
+        async with asyncio.timeout(20):
+            while "attach dropped" not in worker.log.read_text():
+                await asyncio.sleep(0.05)
+    job = await worker.wait(job_id)
+    printed, kept = await printed_and_kept(worker, job_id)
+    assert (kept, job["reason"], job["log_incomplete"]) == (printed, "passed", False)
+
+
+@pytest.mark.slow
+async def test_what_the_engine_cut_off_while_the_worker_stood_still_is_told(
+    new_worker: WorkerFactory,
+) -> None:
+    worker = new_worker()
+    await worker.start()
+    assert worker.process is not None
+    job_id = await worker.submit(f"{WAIT}; {BLOCKED.format(patience=1)}")
+    await worker.wait(job_id, "running")
+    container = await worker.container(job_id)
+    found = await docker("inspect", "--format", "{{.State.Pid}}", container)
+    process = Path("/proc", found.decode().strip())
+    worker.process.send_signal(signal.SIGSTOP)
+    try:
+        await docker("exec", container, "touch", "/workspace/go")
+        async with asyncio.timeout(30):
+            while process.exists():
+                await asyncio.sleep(0.05)
+        await asyncio.sleep(3)
+    finally:
+        worker.process.send_signal(signal.SIGCONT)
+    job = await worker.wait(job_id)
+    printed, kept = await printed_and_kept(worker, job_id)
+    assert kept < printed
+    assert job["log_incomplete"]
 
 
 # starting
