@@ -157,7 +157,7 @@ async def test_a_first_start_that_broke_off_before_the_token_had_its_name_is_fin
 
 
 async def test_a_failed_job_explains_itself_wherever_it_is_told(worker: Worker) -> None:
-    job_id = await worker.submit("seq 150; echo oops >&2; kill -KILL $$")
+    job_id = await worker.submit("(seq 150; echo oops) >&2; kill -KILL $$")
     async with worker.events(f"/jobs/{job_id}/events?now=1") as events:
         (end,) = [frame.json async for frame in events if frame.event == "end"]
     job = await worker.job(job_id)
