@@ -78,6 +78,17 @@ class HistoryEntry:
 
 
 @dataclass(frozen=True, slots=True)
+class Change:
+    """A line of history by its number, and the job as it is since then or since a later one.
+
+    Read together: what is kept in memory may still be older than the line (`current`).
+    """
+
+    id: int
+    job: Job
+
+
+@dataclass(frozen=True, slots=True)
 class Place:
     """In the queue. number: 1 for the job that starts next; queued: how many there are."""
 
@@ -199,16 +210,17 @@ class Jobs:
         )
         return [_entry(row) for row in await self._database.rows(query)]
 
-    async def changes(self, after: int, limit: int) -> list[HistoryEntry]:
+    async def changes(self, after: int, limit: int) -> list[Change]:
         """Changes of all submitted jobs after the one numbered `after`, oldest first."""
+        number = col(JobEventRow.id)
         query = (
-            select(JobEventRow)
-            .join(JobRow)
-            .where(col(JobEventRow.id) > after, _SUBMITTED, _THERE)
-            .order_by(col(JobEventRow.id))
+            sql_select(number.label("number"), *_COLUMNS)
+            .join(_JOBS, _JOBS.c.id == col(JobEventRow.job_id))
+            .where(number > after, _SUBMITTED, _THERE)
+            .order_by(number)
             .limit(limit)
         )
-        return [_entry(row) for row in await self._database.rows(query)]
+        return [Change(row.number, _job(row)) for row in await self._database.table(query)]
 
     async def last_change(self) -> int:
         """The number of the newest change, a setup's too; 0 when there is none."""

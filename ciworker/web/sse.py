@@ -132,8 +132,8 @@ class Changes:
         self.more = bool(changes)
         for change in changes:
             self._after = change.id
-            if job := await _current(self._context, change.job_id):
-                said.append(frames.event("status", _json(job), str(change.id)))
+            job = _with_lines(self._context, change.job)
+            said.append(frames.event("status", _json(job), str(change.id)))
         return said
 
     def handed_over(self) -> None:
@@ -322,8 +322,12 @@ def _json(job: Job) -> bytes:
 async def _current(context: Context, job_id: str) -> Job | None:
     """The job as it was last committed, with the lines that were since."""
     job = await context.jobs.current(job_id)
-    lines = context.feed.last_line(job_id)
-    return replace(job, log_lines=lines) if job is not None and lines > job.log_lines else job
+    return _with_lines(context, job) if job is not None else None
+
+
+def _with_lines(context: Context, job: Job) -> Job:
+    lines = context.feed.last_line(job.id)
+    return replace(job, log_lines=lines) if lines > job.log_lines else job
 
 
 async def _followed(request: web.Request, context: Context) -> Sequence[FollowedJob]:

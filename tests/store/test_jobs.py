@@ -434,15 +434,32 @@ async def test_changes_of_all_jobs_come_once_and_in_order(jobs: Jobs) -> None:
     seen = []
     after = 0
     while found := await jobs.changes(after, limit=4):
-        assert all(entry.id > after for entry in found)
+        assert all(change.id > after for change in found)
         seen += found
         after = found[-1].id
 
     assert len(seen) == 15
     assert after == await jobs.last_change()
     for number in range(5):
-        own = [entry for entry in seen if entry.job_id == job_id(number)]
-        assert own == await jobs.history(job_id(number))
+        own = [change for change in seen if change.job.id == job_id(number)]
+        assert [change.id for change in own] == [e.id for e in await jobs.history(job_id(number))]
+        job = await jobs.get(job_id(number))
+        assert all(change.job == job for change in own)
+
+
+async def test_a_change_that_no_belief_knows_yet_is_told_as_the_database_has_it(
+    jobs: Jobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = await brought(jobs, Status.RUNNING, 0)
+    last = await jobs.last_change()
+    monkeypatch.setattr(jobs, "_keep", lambda _: None)  # it is committed, and comes to that later
+    at = Expect(Status.RUNNING, 0)
+    assert await jobs.move(job.id, at, Status.COMPLETED, NOW, reason=Reason.PASSED)
+
+    believed = await jobs.current(job.id)
+    assert believed is not None
+    assert believed.status is Status.RUNNING
+    assert [change.job.status for change in await jobs.changes(last, 9)] == [Status.COMPLETED]
 
 
 async def test_setups_are_told_of_to_nobody_who_did_not_ask_for_them_by_name(jobs: Jobs) -> None:
@@ -456,7 +473,7 @@ async def test_setups_are_told_of_to_nobody_who_did_not_ask_for_them_by_name(job
     assert [job.id for job in await jobs.page(limit=1, before=job_id(2))] == [job_id(0)]
     starting = await jobs.page(limit=9, status=Status.STARTING, project="tea")
     assert [job.id for job in starting] == [job_id(2)]
-    told = [entry.job_id for entry in await jobs.changes(0, limit=99)]
+    told = [change.job.id for change in await jobs.changes(0, limit=99)]
     assert told == [job_id(0)] * 3 + [job_id(2)] * 2
     assert await jobs.current(setup.id) == await jobs.get(setup.id)
     assert [entry.message for entry in await jobs.history(setup.id)] == [None, None, "seen"]
@@ -474,8 +491,8 @@ async def test_whoever_goes_on_from_the_last_change_hears_all_that_come_after(jo
     await jobs.note(setup.id, NOW, "seen")
     assert await jobs.changes(last, limit=9) == []
     await jobs.note(job.id, NOW, "seen")
-    (entry,) = await jobs.changes(last, limit=9)
-    assert (entry.job_id, entry.id) == (job.id, await jobs.last_change())
+    (change,) = await jobs.changes(last, limit=9)
+    assert (change.job.id, change.id) == (job.id, await jobs.last_change())
 
 
 async def test_many_changes_of_setups_do_not_hide_those_behind_them(jobs: Jobs) -> None:
@@ -484,7 +501,7 @@ async def test_many_changes_of_setups_do_not_hide_those_behind_them(jobs: Jobs) 
         await jobs.note(setup.id, NOW, "seen")
     await jobs.add(new_job(1), "me", None)
 
-    assert [entry.job_id for entry in await jobs.changes(0, limit=1)] == [job_id(1)]
+    assert [change.job.id for change in await jobs.changes(0, limit=1)] == [job_id(1)]
 
 
 async def test_the_newest_id_is_known(jobs: Jobs) -> None:

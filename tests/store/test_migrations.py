@@ -280,7 +280,7 @@ async def all_of_version_1_is_there(database: Database, lines: Chunk) -> None:
         found = await jobs.get(job_id(number))
         assert found == replace(job_1(number, status), log_lines=2 if number == 3 else 0)
     assert len(await jobs.page(limit=9, project="tea")) == len(Status)
-    assert [entry.after for entry in await jobs.changes(0, limit=9)] == list(Status)
+    assert [change.job.status for change in await jobs.changes(0, limit=9)] == list(Status)
     assert await jobs.submitted("me", "key", NOW) == job_1(1, Status.STARTING)
     assert await logs.chunks(job_id(3), 0, 9) == [lines]
     assert await logs.end(job_id(3)) == LogEnd(2, 4, 1, Cursor(Position(2)))

@@ -231,7 +231,7 @@ async def test_hidden_jobs_are_found_by_nobody_but_those_who_take_them_away(
     assert (await jobs.get(hidden), await jobs.current(hidden)) == (None, None)
     assert [job.id for job in await jobs.page(limit=9)] == [job_id(999), there]
     assert await jobs.page(limit=9, status=Status.FAILED) == [await jobs.get(there)]
-    assert {change.job_id for change in await jobs.changes(0, 99)} == {there, job_id(999)}
+    assert {change.job.id for change in await jobs.changes(0, 99)} == {there, job_id(999)}
     assert await jobs.submitted("me", hidden, NOW) is None
     assert await jobs.needing_workspace([hidden, there]) == {there}
     assert (await jobs.attempts([hidden, there])).keys() == {there}

@@ -332,7 +332,7 @@ async def test_setups_are_no_jobs_that_a_list_shows(lab: Lab) -> None:
         (setup,) = await setups(life)
         assert setup.kind is Kind.SETUP
         changes = await life.jobs.changes(0, 100)
-        assert {change.job_id for change in changes} == {job.id}
+        assert {change.job.id for change in changes} == {job.id}
 
 
 @pytest.mark.parametrize("call", ["create", "start", "commit", "images"])
