@@ -82,9 +82,13 @@ async def authorise(request: web.Request, role: Role) -> None:
 
 
 def address(request: web.Request) -> str:
-    """Whom the request came from, as far as it can be known; `unix` by our Unix socket."""
-    forwarded = request.headers.getall("X-Forwarded-For", [])
-    return request.app[CONTEXT].proxies.client(request.remote or "", forwarded)
+    """Whom the request came from, as far as it can be known; `unix` by our Unix socket.
+
+    There `remote` is the path that the client bound its own end to, which may look like an address.
+    """
+    context = request.app[CONTEXT]
+    peer = "" if context.settings.unix_path else request.remote or ""
+    return context.proxies.client(peer, request.headers.getall("X-Forwarded-For", []))
 
 
 async def is_still_in(request: web.Request) -> bool:

@@ -175,6 +175,25 @@ async def test_a_proxy_at_the_socket_says_who_asks_if_it_is_trusted(on_socket: O
     assert page["items"][0]["address"] == "198.51.100.1"
 
 
+async def test_who_comes_by_the_socket_does_not_choose_an_address(
+    on_socket: OnSocket, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The worker is shown the path that a client bound its own end to."""
+    on_socket.set(trusted_proxies='["198.51.100.0/24"]')
+    await on_socket.start()
+    monkeypatch.chdir(folder)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as mine:
+        mine.bind("198.51.100.1")
+        mine.connect(str(on_socket.path))
+        mine.settimeout(DEADLINE)
+        own = f"Authorization: Bearer {on_socket.token}\r\nX-Forwarded-For: 203.0.113.9\r\n"
+        head = f"POST /api/v1/resync HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{own}\r\n"
+        mine.sendall(head.encode())
+        assert parsed(mine.makefile("rb").read()).status == 200
+    _, page = await on_socket.call("GET", "/audit?limit=1")
+    assert (page["items"][0]["action"], page["items"][0]["address"]) == ("resync", "unix")
+
+
 async def test_a_socket_that_a_killed_worker_left_is_taken_over(on_socket: OnSocket) -> None:
     await on_socket.start()
     await on_socket.kill()
