@@ -1,8 +1,9 @@
 """The matrix of faults and attacks: tests say which rows of it they are for, and what they counted.
 
-`scripts/chaos` and `scripts/attack` end with one line a row, as does every run in one process that
-has tests of a row. A test that counts takes the fixture `row` or `attack`; one that is marked with
-`attacks` and takes none is one input that was tried, and got through if the test failed.
+`scripts/chaos` and `scripts/attack` end with one line a row, also for one that no test is for, as
+does every run in one process for the rows that it has tests of. A test that counts takes the
+fixture `row` or `attack`; one that is marked with `attacks` and takes none is one input that was
+tried, and got through if the test failed.
 """
 
 from collections.abc import Generator, Mapping, Sequence, Set
@@ -127,7 +128,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+@pytest.hookimpl(tryfirst=True)  # before any test is left out
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    _check_marks(items)
     wanted = set(config.getoption("--row"))
     if not wanted:
         return
@@ -170,7 +173,7 @@ def pytest_terminal_summary(
         return
     reports = config.stash.get(REPORTS, [])
     for suite in SUITES:
-        numbers = sorted(selected.keys() & suite.titles.keys())
+        numbers = _reported(suite, config)
         if not numbers:
             continue
         layout = "{:>4} {:<52} {:>9}" + " {:>8}" * len(suite.counts)
@@ -178,13 +181,35 @@ def pytest_terminal_summary(
         terminalreporter.line(layout.format("row", "", "tests", *suite.counts))
         for number in numbers:
             own = [report for report in reports if report.number == number]
-            cells = _cells(suite, own, selected[number])
+            cells = _cells(suite, own, selected.get(number, frozenset()))
             terminalreporter.line(layout.format(number, suite.titles[number], *cells))
+
+
+def _check_marks(items: Sequence[pytest.Item]) -> None:
+    """UsageError: a test names a row by the mark of another suite, or one that there is not."""
+    wrong = {
+        f"{item.nodeid}: {suite.mark}({number})"
+        for item in items
+        for suite in SUITES
+        for number in suite.rows_of(item) - suite.titles.keys()
+    }
+    if wrong:
+        told = "\n  ".join(sorted(wrong))
+        raise pytest.UsageError(f"marked with rows that are not of that mark's suite:\n  {told}")
+
+
+def _reported(suite: Suite, config: pytest.Config) -> Sequence[int]:
+    """Rows that have a line: those with tests; all where the whole suite was asked for."""
+    is_asked_for = suite.mark in (config.option.markexpr or "") and not config.getoption("--row")
+    found = suite.titles.keys() & config.stash.get(REPORTING, {}).keys()
+    return sorted(suite.titles if is_asked_for else found)
 
 
 def _cells(suite: Suite, reports: Sequence[Report], tests: Set[str]) -> Sequence[object]:
     """tests: those that should have reported; what failed before it did so is not in the sums."""
     told = len({report.test for report in reports})
+    if not tests:
+        return ("none", "", *[""] * (len(suite.counts) - 1))
     if not told:
         return (f"0/{len(tests)}", "no report", *[""] * (len(suite.counts) - 1))
     sums = [sum(report.counts[name] for report in reports) for name in suite.counts]

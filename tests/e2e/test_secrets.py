@@ -183,7 +183,7 @@ async def partials(worker: Worker, job: str) -> Sequence[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.rows(41)
+@pytest.mark.attacks(41)
 async def test_no_secret_that_a_job_prints_is_anywhere_outside_of_it(secretive: Worker) -> None:
     worker = secretive
     await worker.start()
@@ -216,7 +216,7 @@ async def test_no_secret_that_a_job_prints_is_anywhere_outside_of_it(secretive: 
         assert found_in(data) == [], name
 
 
-@pytest.mark.rows(41)
+@pytest.mark.attacks(41)
 async def test_the_secret_of_a_setup_is_in_no_layer_and_in_no_key(secretive: Worker) -> None:
     worker = secretive
     await worker.start()

@@ -25,7 +25,7 @@ from ciworker.source.spool import clean_tar
 from tests.gitservers import Authority, Https, Ssh, https, ssh
 from tests.repositories import Made, git, made
 
-pytestmark = pytest.mark.rows(35)
+pytestmark = pytest.mark.attacks(35)
 
 NAME = "tea.example"  # resolves to nothing on any machine
 PASSWORD = "canary-of-a-password-7f3a"
