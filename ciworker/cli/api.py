@@ -32,7 +32,8 @@ def call(
     """One call under /api/v1, of `timeout` seconds at most.
 
     Raises:
-        Unreachable: there is no worker, or it does not answer in time, or with 503.
+        Unreachable: there is no worker, it does not answer in time, or with 503; or its
+            certificate, by which it is trusted, cannot be read.
         Unknown: 404. Refused: any other refusal.
     """
     headers = {"Authorization": f"Bearer {_token(settings)}"}
@@ -62,6 +63,8 @@ def call(
         raise Unreachable(
             f"no worker answers at {base_url(settings)}: start it with `ciworker serve`"
         ) from error
+    except OSError as error:
+        raise Unreachable(str(error)) from error
     if answer.status < 300:
         found: dict[str, Any] = orjson.loads(answer.data) if answer.data else {}
         return found

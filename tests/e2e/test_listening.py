@@ -357,14 +357,19 @@ async def test_a_pair_that_cannot_be_used_is_told_at_the_start(
 async def test_doctor_tells_how_long_the_certificate_is_good_and_what_is_wrong_with_it(
     over_tls: OverTls, folder: Path
 ) -> None:
-    async def found(*before: str) -> tuple[bool, str]:
+    await over_tls.start()
+    await over_tls.stop()
+
+    async def seen(*before: str) -> Mapping[str, tuple[bool, str]]:
         process = await asyncio.create_subprocess_exec(
             *before, sys.executable, "-m", "ciworker", "doctor", "--json",
             env=over_tls.environment, stdout=asyncio.subprocess.PIPE,
         )  # fmt: skip
         out, _ = await process.communicate()
-        (told,) = [each for each in json.loads(out) if each["check"] == "certificate"]
-        return told["ok"], told["detail"]
+        return {each["check"]: (each["ok"], each["detail"]) for each in json.loads(out)}
+
+    async def found(*before: str) -> tuple[bool, str]:
+        return (await seen(*before))["certificate"]
 
     ok, told = await found()
     assert (ok, re.search(r"is good for (89|90) days", told) is not None) == (True, True), told
@@ -376,6 +381,13 @@ async def test_doctor_tells_how_long_the_certificate_is_good_and_what_is_wrong_w
     over_tls.made.key.chmod(0o644)
     ok, told = await found()
     assert (ok, "run chmod 600" in told) == (False, True), told
+    over_tls.made.key.chmod(0o600)
+    over_tls.made.cert.unlink()
+    both = await seen()
+    for ok, told in (both["certificate"], both["worker"]):
+        assert (ok, f"tls_cert {over_tls.made.cert}" in told) == (False, True), told
+    code, out, err = await command("ciworker", "resync", env=over_tls.environment)
+    assert (code, out, f"tls_cert {over_tls.made.cert}".encode() in err) == (3, b"", True), err
 
 
 async def test_a_key_that_its_group_may_read_is_used(over_tls: OverTls) -> None:
