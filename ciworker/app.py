@@ -100,10 +100,13 @@ def serve(settings: Settings) -> None:
     secrets = Secrets(settings.secrets_file)
     _make_data_folder(settings)
     context = tls(settings)
-    listener = listen(settings)
-    bound = settings if settings.unix_path else _at_port(settings, listener.getsockname()[1])
-    holder = f"the worker on {listens_at(bound)}"
-    with StoreLock(settings.data_dir, holder), contextlib.closing(listener):
+    with (  # the lock first: whoever is refused it touches no socket of the one who has it
+        StoreLock(settings.data_dir, _holder(settings)) as lock,
+        contextlib.closing(listen(settings)) as listener,
+    ):
+        bound = settings if settings.unix_path else _at_port(settings, listener.getsockname()[1])
+        if bound.port != settings.port:
+            lock.describe(_holder(bound))
         uvloop.run(Worker(bound, listener, context, secrets).run())
 
 
@@ -384,6 +387,11 @@ class Worker:
             os._exit(1)
         logger().info("stopping: containers go on")
         self._stop.set()
+
+
+def _holder(settings: Settings) -> str:
+    """Who has the store, for others who want it."""
+    return f"the worker on {listens_at(settings)}"
 
 
 def _at_port(settings: Settings, port: int) -> Settings:

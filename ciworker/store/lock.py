@@ -38,7 +38,7 @@ class StoreLock:
                 "or choose another data_dir"
             )
         try:
-            self._describe(holder)
+            self.describe(holder)
         except BaseException:
             os.close(self._fd)
             raise
@@ -50,7 +50,7 @@ class StoreLock:
         os.ftruncate(self._fd, 0)
         os.close(self._fd)
 
-    def _describe(self, holder: str) -> None:
+    def describe(self, holder: str) -> None:
         """Say in the file who holds it; it is held on a full disk too, by nobody known."""
         os.ftruncate(self._fd, 0)
         try:

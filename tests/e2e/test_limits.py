@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import WorkerFactory
-from tests.driver import Worker, command, docker, tree
+from tests.driver import DEADLINE, Worker, command, docker, tree
 from tests.e2e.follower import WAIT, check_numbers, let_go, stored, told_end_once
 from tests.e2e.proxy import proxy
 
@@ -456,6 +456,21 @@ async def test_a_second_worker_on_the_same_data_is_told_who_holds_it(
     assert f"in use by the worker on {worker.url} (process {worker.process.pid})" in said
     assert "Traceback" not in said
     assert (await worker.run("true"))["reason"] == "passed"
+
+
+async def test_of_a_worker_whose_port_was_whichever_is_free_that_port_is_told(
+    new_worker: WorkerFactory,
+) -> None:
+    worker = new_worker(port="0")
+    await worker.spawn()
+    async with asyncio.timeout(DEADLINE):
+        listening = re.compile(r'"url": "([^"]+)".* "listening"')
+        while (told := listening.search(worker.log.read_text())) is None:
+            await asyncio.sleep(0.02)
+    url = told[1]
+    assert not url.endswith(":0")
+    code, _, err = await command("ciworker", "serve", env=worker.environment)
+    assert (code, f"in use by the worker on {url} (process" in err.decode()) == (2, True), err
 
 
 async def test_a_second_worker_on_the_same_port_says_so(worker: Worker, tmp_path: Path) -> None:

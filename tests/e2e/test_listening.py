@@ -212,6 +212,19 @@ async def test_a_socket_that_somebody_listens_on_is_left_alone(
     assert (await on_socket.call("GET", "/jobs"))[0] == 200
 
 
+async def test_a_second_worker_of_the_same_store_is_refused_before_it_makes_a_socket(
+    on_socket: OnSocket, folder: Path
+) -> None:
+    await on_socket.start()
+    other = folder / "other.sock"
+    for host in (f"unix:{other}", f"unix:{on_socket.path}"):
+        second = {**on_socket.environment, "CIWORKER_HOST": host}
+        code, _, err = await command("ciworker", "serve", env=second)
+        assert (code, f"in use by the worker on unix:{on_socket.path}" in err.decode()) == (2, True)
+    assert not other.exists()
+    assert (await on_socket.call("GET", "/jobs"))[0] == 200
+
+
 @pytest.mark.parametrize("kind", ["file", "folder", "link"])
 async def test_what_is_no_socket_is_left_alone(on_socket: OnSocket, kind: str) -> None:
     if kind == "file":

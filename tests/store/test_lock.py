@@ -104,6 +104,12 @@ def test_the_file_is_its_owners_alone_and_says_who(tmp_path: Path) -> None:
         }
 
 
+def test_who_holds_it_can_be_told_anew(tmp_path: Path) -> None:
+    with StoreLock(tmp_path, "somebody on port 0") as held:
+        held.describe("me on 8480")
+        assert holder_of(tmp_path) == f"me on 8480 (process {os.getpid()})"
+
+
 def test_a_lock_that_cannot_be_described_is_not_held(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
