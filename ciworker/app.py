@@ -80,7 +80,7 @@ CLOCK = SystemClock()
 IDLE_TIMEOUT = 60.0  # seconds a connection may take to bring a whole header, first or next
 SHUTDOWN_TIMEOUT = 1.0  # seconds for handlers to end, once their streams were told to
 FIRST_TOKEN = "first admin"  # noqa: S105 # its name
-DRAIN_TIMEOUT = 1.0  # seconds for lines that were read to be stored; the engine has them too
+DRAIN_TIMEOUT = 1.0  # seconds for what is known to be stored; of lines the engine has them too
 
 
 def serve(settings: Settings) -> None:
@@ -222,14 +222,23 @@ def _services(
         yield f"worker {n}", control.controller.run_worker()
 
 
-async def _end(parts: Parts, pool: PoolController, services: Sequence[asyncio.Task[None]]) -> None:
-    """Once nobody is served any more: lines that were read are stored, the rest is let go."""
+async def _end(
+    parts: Parts, uses: TokenUses, pool: PoolController, services: Sequence[asyncio.Task[None]]
+) -> None:
+    """Once nobody is served any more: lines that were read and uses of tokens are stored, the rest
+    is let go."""
     await parts.supervisor.cancel_all()
-    await parts.writer.drained(DRAIN_TIMEOUT)
+    await asyncio.gather(parts.writer.drained(DRAIN_TIMEOUT), _stored(uses))
     parts.queue.close()
     for task in services:
         task.cancel()
     await pool.close()
+
+
+async def _stored(uses: TokenUses) -> None:
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(DRAIN_TIMEOUT):
+            await uses.flush()
 
 
 class Worker:
@@ -312,7 +321,7 @@ class Worker:
                     _show_first_link(context, first)
                 await self._stop.wait()
                 control.controller.accepting = False
-            await _end(parts, pool, services)
+            await _end(parts, store.token_uses, pool, services)
 
     def _context(
         self, parts: Parts, store: Store, control: Control, engine: DockerEngine

@@ -123,6 +123,19 @@ async def test_the_last_use_outlives_the_worker(new_worker: WorkerFactory) -> No
     assert (code, b"first admin" in out, b"last used 20" in out) == (0, True, True)
 
 
+async def test_a_stop_loses_no_use(new_worker: WorkerFactory) -> None:
+    """The first is stored at once, what comes within the minute after that later."""
+    worker = new_worker()
+    await worker.start()
+    for token in [await made(worker) for _ in range(2)]:
+        assert (await asked(worker, token["token"])).status == 200
+    await worker.stop()
+    code, out, _ = await command("ciworker", "token", "list", "--json", env=worker.environment)
+    items = json.loads(out)
+    assert (code, len(items)) == (0, 3)
+    assert all(item["last_used_at"] for item in items), items
+
+
 async def test_the_operator_makes_tokens_that_expire_of_a_worker_that_runs_or_is_stopped(
     new_worker: WorkerFactory,
 ) -> None:
