@@ -44,6 +44,11 @@ class Drain:
     def wanted(self) -> bool:
         return self._wanted.is_set()
 
+    @property
+    def over(self) -> bool:
+        """All that ran has ended, and the worker stops: this cannot be undone."""
+        return self._over
+
     def begin(self) -> None:
         """Start nothing more; a second call changes nothing."""
         self._controller.accepting = False

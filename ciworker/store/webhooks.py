@@ -25,6 +25,8 @@ from ciworker.domain.webhook import (
     Message,
 )
 from ciworker.errors import Conflict, Unknown
+from ciworker.store import audit
+from ciworker.store.audit import Deed
 from ciworker.store.schema import WebhookDeliveryRow, table
 from ciworker.store.session import Database
 
@@ -165,8 +167,9 @@ class Deliveries:
 
         await self._database.write(work, durable=False)
 
-    async def again(self, delivery_id: str, now: datetime) -> Delivery:
-        """Have one sent again that is not pending any more, with the same id.
+    async def again(self, delivery_id: str, now: datetime, *, deed: Deed | None = None) -> Delivery:
+        """Have one sent again that is not pending any more, with the same id; deed: told by the
+        audit history.
 
         Raises:
             Unknown: there is none. Conflict: it is pending.
@@ -179,7 +182,9 @@ class Deliveries:
         )
 
         async def work(session: AsyncSession) -> Row[Any] | None:
-            return (await (await session.connection()).execute(statement)).first()
+            found = (await (await session.connection()).execute(statement)).first()
+            await audit.write(session, deed if found else None)
+            return found
 
         row = await self._database.write(work, lambda _: self._on_change())
         if row is None:

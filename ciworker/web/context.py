@@ -31,10 +31,13 @@ HOOKS = 16
 
 
 class Drain(Protocol):
-    """Waiting for the jobs that run, to stop then. wanted: it does."""
+    """Waiting for the jobs that run, to stop then. wanted: it does; over: it did."""
 
     @property
     def wanted(self) -> bool: ...
+
+    @property
+    def over(self) -> bool: ...
 
     def begin(self) -> None:
         """Start nothing more; a second call changes nothing."""

@@ -19,9 +19,10 @@ async def drain(request: web.Request) -> web.Response:
     """Take no new jobs, wait for those that run, then exit; queued ones are the next worker's."""
     context = request.app[CONTEXT]
     awaited = await _all_awaited(context)  # first: a 503 for want of the store drains nothing
-    await record(request, Action.DRAIN)
-    context.drain.begin()
-    logger().info("draining", by=request[TOKEN].name)
+    if not context.drain.wanted:
+        await record(request, Action.DRAIN)
+        context.drain.begin()
+        logger().info("draining", by=request[TOKEN].name)
     return _reported(context, awaited)
 
 
@@ -33,9 +34,12 @@ async def show_drain(request: web.Request) -> web.Response:
 
 async def undo_drain(request: web.Request) -> web.Response:
     """Take and start jobs again."""
-    await record(request, Action.UNDO_DRAIN)
-    request.app[CONTEXT].drain.undo()
-    logger().info("draining no more", by=request[TOKEN].name)
+    drain = request.app[CONTEXT].drain
+    if drain.wanted:
+        if not drain.over:
+            await record(request, Action.UNDO_DRAIN)
+        drain.undo()
+        logger().info("draining no more", by=request[TOKEN].name)
     return await show_drain(request)
 
 

@@ -8,7 +8,7 @@ from ciworker.domain.webhook import Delivery, DeliveryKind, DeliveryState, trial
 from ciworker.errors import Unknown
 from ciworker.store.audit import Action
 from ciworker.web.answers import choice, json_answer, json_body, limited
-from ciworker.web.audit import record
+from ciworker.web.audit import deed, record
 from ciworker.web.context import CONTEXT
 from ciworker.web.models import (
     DeliveryList,
@@ -76,8 +76,8 @@ async def test_webhooks(request: web.Request) -> web.Response:
 async def redeliver(request: web.Request) -> web.Response:
     """Send a message again that was delivered, or given up."""
     context, delivery_id = request.app[CONTEXT], request.match_info["id"]
-    await record(request, Action.REDELIVER, delivery_id)
-    again = await context.deliveries.again(delivery_id, context.now())
+    told = deed(request, Action.REDELIVER, delivery_id)
+    again = await context.deliveries.again(delivery_id, context.now(), deed=told)
     return json_answer(_model(again), status=202)
 
 

@@ -17,6 +17,12 @@ from tests.e2e.visitor import code_of, cookie_of, log_in, log_out, new_link, pre
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 SETTINGS = {"trusted_proxies": json.dumps(["127.0.0.1"]), "max_jobs": "1"}
+NOTHING = (
+    ("DELETE", "/tokens/nobody", 404),
+    ("DELETE", "/drain", 200),
+    ("POST", "/webhooks/test", 404),
+    ("POST", "/webhooks/deliveries/msg_x/redeliver", 404),
+)
 
 
 async def entries(worker: Worker, query: str = "") -> list[dict[str, Any]]:
@@ -45,8 +51,10 @@ async def test_every_writing_route_leaves_who_what_and_from_where(shared: Worker
     retried = await does("POST", f"/jobs/{job['id']}/retry", 202)
     await does("POST", f"/jobs/{retried['id']}/cancel", 202)
     await does("POST", "/resync", 200)
-    await does("POST", "/drain", 200)
-    await does("DELETE", "/drain", 200)
+    for _ in range(2):
+        await does("POST", "/drain", 200)
+    for _ in range(2):
+        await does("DELETE", "/drain", 200)
     await does("POST", "/pool/down", 200)
     await does("POST", "/pool/up", 200)
     await does("POST", "/environments/prune", 200)
@@ -90,7 +98,8 @@ async def test_what_is_refused_or_changes_nothing_leaves_nothing(shared: Worker)
     for method, path in (("POST", "/resync"), ("POST", "/tokens"), ("DELETE", "/tokens/x")):
         assert (await shared.call(method, path, headers=headers))[0] == 403
     assert (await shared.post(b"nonsense"))[0] == 422
-    assert (await shared.call("DELETE", "/tokens/nobody"))[0] == 404
+    for method, path, status in NOTHING:
+        assert (await shared.call(method, path, json={"name": "pot"}))[0] == status, path
     assert (await shared.call("GET", "/jobs"))[0] == 200
     assert await entries(shared) == before
 
@@ -164,8 +173,7 @@ async def test_the_operator_reads_it_of_a_worker_that_runs_or_is_stopped(
 
 async def test_what_does_not_fit_a_page_is_asked_for_page_by_page(shared: Worker) -> None:
     while len(await entries(shared, "?limit=500")) < 500:
-        await asyncio.gather(*(shared.call("DELETE", "/drain") for _ in range(50)))
-    await shared.call("POST", "/resync")
+        await asyncio.gather(*(shared.call("POST", "/resync") for _ in range(50)))
     for limit, found in (("499", 499), ("501", 501)):
         words = ("ciworker", "audit", "--json", "--limit", limit)
         code, out, _ = await command(*words, env=shared.environment)

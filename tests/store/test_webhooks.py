@@ -20,6 +20,7 @@ from ciworker.domain.webhook import (
 )
 from ciworker.errors import Conflict, StoreRefused, Unknown
 from ciworker.store import webhooks
+from ciworker.store.audit import Action, Audit, Deed
 from ciworker.store.jobs import Expect, Jobs
 from ciworker.store.session import Database
 from ciworker.store.webhooks import Deliveries, Outbox
@@ -143,8 +144,8 @@ async def test_after_a_clock_is_set_back_nothing_waits_until_it_is_where_it_was(
     assert await due(deliveries, NOW) == [made]
 
 
-async def test_what_is_over_can_be_sent_again_and_is_then_as_new(
-    deliveries: Deliveries, woken: Wakes
+async def test_what_is_over_can_be_sent_again_and_is_then_as_new_and_who_did_so_is_told_once(
+    database: Database, deliveries: Deliveries, woken: Wakes
 ) -> None:
     made = await deliveries.add(message(), NOW)
     with pytest.raises(Conflict, match="by itself"):
@@ -153,12 +154,16 @@ async def test_what_is_over_can_be_sent_again_and_is_then_as_new(
     assert await due(deliveries, NOW) == []
     woken.count = 0
     later = NOW + timedelta(days=5)
-    again = await deliveries.again(made.id, later)
+    deed = Deed(later, Action.REDELIVER, by="tea", address="local", subject=made.id)
+    again = await deliveries.again(made.id, later, deed=deed)
     assert (again.id, again.state, again.tries, again.since) == (made.id, PENDING, 0, later)
     assert await due(deliveries, later) == [again]
     assert woken.count == 1
     with pytest.raises(Unknown):
-        await deliveries.again("msg_x", NOW)
+        await deliveries.again("msg_x", NOW, deed=deed)
+    with pytest.raises(Conflict):
+        await deliveries.again(made.id, NOW, deed=deed)
+    assert [told.deed for told in await Audit(database).page(limit=9)] == [deed]
 
 
 async def test_a_try_that_ends_after_its_message_was_settled_changes_nothing(

@@ -61,6 +61,7 @@ async def test_what_runs_ends_first_and_what_waits_is_left(life: Life, drain: Dr
     left = await life.jobs.get(waiting)
     assert left is not None
     assert (left.status, left.attempt) == (Status.QUEUED, 0)
+    assert drain.over
     with pytest.raises(Conflict, match="start it again"):
         drain.undo()
     life.controller.accepting = True  # as the next worker does
