@@ -2,21 +2,32 @@
 
 import asyncio
 import json
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
+import pytest_asyncio
 
+from ciworker.domain.forge import Forge
 from ciworker.store.audit import Action
 from ciworker.web.models import AuditEntry
 from tests.conftest import WorkerFactory
-from tests.driver import Worker, command
-from tests.e2e.raw import ask
+from tests.driver import DEADLINE, Worker, command, tree
+from tests.e2e.conftest import running
+from tests.e2e.raw import FORM, ask, form
 from tests.e2e.test_access import new_token
-from tests.e2e.visitor import code_of, cookie_of, log_in, log_out, new_link, press
+from tests.e2e.test_route_walk import DEEDS, SIGNED, Route
+from tests.e2e.visitor import code_of, cookie_of, given, log_in, log_out, press
+from tests.forge import SECRETS, delivery
+from tests.receiver import SECRET, Receiver, receiving
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 SETTINGS = {"trusted_proxies": json.dumps(["127.0.0.1"]), "max_jobs": "1"}
+ADDRESS = "198.51.100.1"
+CLIENT = {"X-Forwarded-For": ADDRESS}
 NOTHING = (
     ("DELETE", "/tokens/nobody", 404),
     ("DELETE", "/drain", 200),
@@ -34,61 +45,109 @@ async def entries(worker: Worker, query: str = "") -> list[dict[str, Any]]:
     return items
 
 
-async def test_every_writing_route_leaves_who_what_and_from_where(shared: Worker) -> None:
-    tea = await new_token(shared, "admin")
-    client = {"X-Forwarded-For": "198.51.100.1"}
-    mine = client | {"Authorization": f"Bearer {tea['token']}"}
-    _, before = await shared.call("GET", "/audit")
+@dataclass
+class Doer:
+    """Somebody who does everything, by a token and from an address of their own. done: routes."""
 
-    async def does(method: str, path: str, status: int, **more: Any) -> Any:
-        found, body = await shared.call(method, path, headers=mine, **more)
+    worker: Worker
+    token: Mapping[str, Any]
+    done: list[Route] = field(default_factory=list)
+
+    async def does(self, method: str, path: str, status: int, **more: Any) -> Any:
+        """Ask a route under /api/v1, by its path there; id: what for."""
+        self.done.append((method, f"/api/v1{path}"))
+        own = CLIENT | {"Authorization": f"Bearer {self.token['token']}"} | more.pop("headers", {})
+        where = path.format(id=more.pop("id", ""))
+        found, body = await self.worker.call(method, where, headers=own, **more)
         assert found == status, body
         return body
 
-    job = await shared.wait(await shared.submit("true"))
-    holding = await shared.submit("sleep 3600", timeout="2h")
-    await shared.wait(holding, "running")  # a worker without jobs would end of the drain
-    retried = await does("POST", f"/jobs/{job['id']}/retry", 202)
-    await does("POST", f"/jobs/{retried['id']}/cancel", 202)
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def receiver() -> AsyncIterator[Receiver]:
+    async with receiving() as made:
+        yield made
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def doer(
+    tmp_path: Path, image: str, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Doer]:
+    """At a worker that has something of everything."""
+    monkeypatch.setenv("HOOK", SECRETS[Forge.GITHUB])
+    rule = {"forge": "github", "repository": "https://localhost/acme/tea.git", "secret": "HOOK"}
+    settings = SETTINGS | {
+        "default_image": image,
+        "hooks": json.dumps([rule]),
+        "webhooks": json.dumps([{"name": "tea", "url": receiver.url, "secret": SECRET}]),
+        "public_url": "https://ci.example.org",
+    }
+    async with running(Worker(tmp_path / "worker", settings)) as worker:
+        yield Doer(worker, await new_token(worker, "admin"))
+
+
+async def test_every_writing_route_leaves_who_what_and_from_where(
+    doer: Doer, receiver: Receiver
+) -> None:
+    worker, does = doer.worker, doer.does
+    spec = {"run": "true", "setup": ["true"]}
+    body, kind = form(tree({"x": "x"}), spec), {"Content-Type": FORM}
+    job = await does("POST", "/jobs", 201, headers=kind, data=body)
+    assert (await worker.wait(job["id"]))["reason"] == "passed"
+    await worker.nothing_left()
+    _, found = await worker.call("GET", "/environments")
+    key = found["items"][0]["key"]
+    await does("DELETE", "/environments/{id}", 200, id=key)
+    await does("POST", "/environments/prune", 200)
+
+    plain = (await worker.run("true"))["id"]
+    holding = await worker.submit("sleep 3600", timeout="2h")
+    await worker.wait(holding, "running")  # a worker without jobs would end of the drain
+    retried = (await does("POST", "/jobs/{id}/retry", 202, id=plain))["id"]
+    await does("POST", "/jobs/{id}/cancel", 202, id=retried)
     await does("POST", "/resync", 200)
-    for _ in range(2):
-        await does("POST", "/drain", 200)
-    for _ in range(2):
-        await does("DELETE", "/drain", 200)
+    await does("POST", "/drain", 200)
+    await does("DELETE", "/drain", 200)
     await does("POST", "/pool/down", 200)
     await does("POST", "/pool/up", 200)
-    await does("POST", "/environments/prune", 200)
-    made = await does("POST", "/tokens", 201, json={"name": "coffee", "role": "read"})
-    await does("DELETE", f"/tokens/{made['id']}", 204)
-    link = await new_link(shared, tea["token"])
-    cookie = await press(shared, code_of(link), client)
-    assert cookie.status == 303
 
-    found = [item for item in await entries(shared) if item["token_id"] == tea["id"]]
-    assert [(item["action"], item["subject"]) for item in reversed(found)][:-1] == [
-        ("retry", retried["id"]),
-        ("cancel", retried["id"]),
-        ("resync", ""),
-        ("drain", ""),
-        ("undo drain", ""),
-        ("pool down", ""),
-        ("pool up", ""),
-        ("prune environments", ""),
-        ("create token", made["id"]),
-        ("revoke token", made["id"]),
-    ]
-    assert found[0]["action"] == "log in"
-    assert {(item["by"], item["address"]) for item in found} == {("a admin", "198.51.100.1")}
-    assert next(item for item in found if item["action"] == "retry")["detail"] == f"of {job['id']}"
-    text = json.dumps(await entries(shared))
-    for secret in (tea["token"], made["token"], shared.token, code_of(link)):
-        assert secret not in text
-        assert secret.rpartition("_")[2] not in text
-    (submitted,) = [item for item in await entries(shared) if item["subject"] == job["id"]]
-    assert (submitted["action"], submitted["by"]) == ("submit", "first admin")
-    assert submitted["address"] == "127.0.0.1"
-    assert before["items"][0]["subject"] == tea["id"]
-    await shared.call("POST", f"/jobs/{holding}/cancel")
+    receiver.status = 410  # given up at once
+    (sent,) = (await does("POST", "/webhooks/test", 202, json={}))["items"]
+    async with asyncio.timeout(DEADLINE):
+        while sent["state"] == "pending":
+            await asyncio.sleep(0.02)
+            _, sent = await worker.call("GET", f"/webhooks/deliveries/{sent['id']}")
+    await does("POST", "/webhooks/deliveries/{id}/redeliver", 202, id=sent["id"])
+
+    made = await does("POST", "/tokens", 201, json={"name": "coffee", "role": "read"})
+    await does("DELETE", "/tokens/{id}", 204, id=made["id"])
+    code = code_of((await does("POST", "/login-codes", 201, json={}))["url"])
+    doer.done += [("POST", "/login"), ("POST", "/logout"), SIGNED]
+    cookie = given(await press(worker, code, CLIENT))
+    await log_out(worker, cookie | CLIENT)
+    pushed = delivery(Forge.GITHUB, "push", "5e" * 20)
+    target = "/api/v1/hooks/github"
+    hooked = await ask(worker, "POST", target, pushed.headers | CLIENT, pushed.body)
+    assert hooked.status == 202, hooked.body
+
+    told = [item for item in reversed(await entries(worker)) if item["address"] == ADDRESS]
+    assert set(doer.done) == set(DEEDS)
+    assert [item["action"] for item in told] == [DEEDS[each] for each in doer.done if DEEDS[each]]
+    *by_token, by_hook = told
+    assert {(item["by"], item["token_id"]) for item in by_token} == {("a admin", doer.token["id"])}
+    (hook_job,) = json.loads(hooked.body)["jobs"]
+    assert (by_hook["by"], by_hook["token_id"]) == ("hook:github", None)
+    session = cookie_of(cookie).partition("_")[0]
+    assert [item["subject"] for item in told] == [
+        job["id"], key, "", retried, retried, "", "", "", "", "",
+        "tea", sent["id"], made["id"], made["id"], session, session, hook_job,
+    ]  # fmt: skip
+    assert next(item for item in told if item["action"] == "retry")["detail"] == f"of {plain}"
+    text = json.dumps(await entries(worker))
+    tokens = [each.split("_", 2)[2] for each in (doer.token["token"], made["token"], worker.token)]
+    assert not [secret for secret in (*tokens, code, SECRET) if secret in text]
+    (submitted,) = [item for item in await entries(worker) if item["subject"] == plain]
+    assert (submitted["by"], submitted["address"]) == ("first admin", "127.0.0.1")
 
 
 async def test_what_is_refused_or_changes_nothing_leaves_nothing(shared: Worker) -> None:
@@ -102,6 +161,19 @@ async def test_what_is_refused_or_changes_nothing_leaves_nothing(shared: Worker)
         assert (await shared.call(method, path, json={"name": "pot"}))[0] == status, path
     assert (await shared.call("GET", "/jobs"))[0] == 200
     assert await entries(shared) == before
+
+
+async def test_a_drain_that_is_asked_for_twice_is_told_once(shared: Worker) -> None:
+    holding = await shared.submit("sleep 3600", timeout="2h")
+    await shared.wait(holding, "running")  # a worker without jobs would end of the drain
+    for method in ("POST", "DELETE"):
+        for _ in range(2):
+            assert (await shared.call(method, "/drain"))[0] == 200
+    assert [item["action"] for item in await entries(shared, "?limit=3")] == [
+        "undo drain", "drain", "submit",
+    ]  # fmt: skip
+    await shared.call("POST", f"/jobs/{holding}/cancel")
+    await shared.wait(holding)
 
 
 async def test_log_in_and_log_out_are_told_with_the_session(shared: Worker) -> None:

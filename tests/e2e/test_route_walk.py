@@ -13,6 +13,7 @@ from typing import Any, cast
 import pytest
 import pytest_asyncio
 
+from ciworker.store.audit import Action
 from ciworker.store.tokens import Role
 from ciworker.web.application import application
 from ciworker.web.routes import ROUTES
@@ -56,6 +57,29 @@ def walked() -> list[Route]:
     assert len(found) == len(app.router.routes()) > 30
     return found
 
+
+_API = "/api/v1"
+DEEDS: Mapping[Route, Action | None] = {
+    ("POST", f"{_API}/jobs"): Action.SUBMIT,
+    ("POST", f"{_API}/jobs/{{id}}/cancel"): Action.CANCEL,
+    ("POST", f"{_API}/jobs/{{id}}/retry"): Action.RETRY,
+    ("POST", f"{_API}/resync"): Action.RESYNC,
+    ("POST", f"{_API}/drain"): Action.DRAIN,
+    ("DELETE", f"{_API}/drain"): Action.UNDO_DRAIN,
+    ("POST", f"{_API}/environments/prune"): Action.PRUNE_ENVIRONMENTS,
+    ("DELETE", f"{_API}/environments/{{id}}"): Action.REMOVE_ENVIRONMENT,
+    ("POST", f"{_API}/pool/up"): Action.POOL_UP,
+    ("POST", f"{_API}/pool/down"): Action.POOL_DOWN,
+    ("POST", f"{_API}/webhooks/test"): Action.TEST_WEBHOOKS,
+    ("POST", f"{_API}/webhooks/deliveries/{{id}}/redeliver"): Action.REDELIVER,
+    ("POST", f"{_API}/tokens"): Action.CREATE_TOKEN,
+    ("DELETE", f"{_API}/tokens/{{id}}"): Action.REVOKE_TOKEN,
+    ("POST", f"{_API}/login-codes"): None,  # whoever uses it logs in
+    SIGNED: Action.SUBMIT,
+    ("POST", "/login"): Action.LOG_IN,
+    ("POST", "/logout"): Action.LOG_OUT,
+}
+"""What each route that writes leaves in the audit history; `test_audit` drives them all."""
 
 GUARDED = [route for route in walked() if route not in OPEN | LED_TO_LOGIN]
 WRITING = [route for route in walked() if route[0] not in ("GET", "HEAD")]
@@ -227,6 +251,11 @@ async def test_what_the_contract_leaves_open_is_open_and_is_there(shared: Worker
     for route in OPEN - {("POST", "/login")}:
         assert (await knocks(shared, route, job, {})).status == 200, route
     assert {route for route, role in ROLES.items() if role is None} <= OPEN | {SIGNED}
+
+
+async def test_of_every_route_that_writes_it_is_known_what_is_told_of_it() -> None:
+    assert set(DEEDS) == set(WRITING)
+    assert {*DEEDS.values()} - {None} == set(Action)
 
 
 async def test_the_job_runs_on(shared: Worker, job: str) -> None:
