@@ -43,8 +43,12 @@ def _is_secret(side: ast.expr) -> bool:
 
 
 def main() -> int:
+    sources = {folder: sorted(Path(folder).rglob("*.py")) for folder in sys.argv[1:]}
+    if empty := [folder for folder, files in sources.items() if not files]:
+        print(f"no .py in {', '.join(empty)}: name folders of sources", file=sys.stderr)
+        return 2
     found = 0
-    for file in sorted(file for folder in sys.argv[1:] for file in Path(folder).rglob("*.py")):
+    for file in (file for files in sources.values() for file in files):
         for line, text in leaks(file.read_text()):
             print(f"{file}:{line}: {text}: compare secrets with hmac.compare_digest")
             found += 1

@@ -53,9 +53,22 @@ def test_the_linter_fails_where_it_finds_one_and_names_it(tmp_path: Path) -> Non
     assert f"{tmp_path}/bad.py:2: digest == other: compare secrets with" in done.stdout
 
 
+@pytest.mark.parametrize("there", ["nothing", "a folder", "a folder of something else"])
+def test_the_linter_fails_where_it_has_nothing_to_look_at(tmp_path: Path, there: str) -> None:
+    looked = tmp_path / "ciworker"
+    if there != "nothing":
+        looked.mkdir()
+    if there == "a folder of something else":
+        (looked / "README.md").write_text("digest == other")
+    done = run(ROOT / "ciclient", looked)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"no .py in {looked}: name folders of sources\n"
+
+
 @pytest.mark.attacks(43)
 def test_nothing_of_ours_leaks() -> None:
-    assert run(ROOT / "ciworker", ROOT / "ciclient").stdout == ""
+    done = run(ROOT / "ciworker", ROOT / "ciclient")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert "scripts/constant_time.py ciworker ciclient" in (ROOT / "scripts" / "lint").read_text()
 
 
