@@ -1,6 +1,7 @@
 """Who did what, of the worker that runs or of a stopped one's store."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -10,7 +11,8 @@ from ciworker.cli.api import call
 from ciworker.cli.tokens import of_store, shown_at
 from ciworker.errors import StoreRefused
 from ciworker.settings import Settings
-from ciworker.store.audit import Audit, Recorded
+from ciworker.store.audit import MOST_KEPT, Audit, Recorded
+from ciworker.store.lock import is_held
 from ciworker.units import parse_age
 
 PER_PAGE = 500  # as many as the API gives at once
@@ -29,13 +31,16 @@ def history(settings: Settings, since: str | None, limit: int) -> Sequence[Mappi
 
     Raises:
         ValueError: one of them is none.
+        StoreRefused: the store cannot be used, and no worker holds it.
     """
-    if limit < 1:
-        raise ValueError("--limit has to be 1 or more")
+    if not 1 <= limit <= MOST_KEPT:
+        raise ValueError(f"--limit has to be 1 to {MOST_KEPT}")
     oldest = None if since is None else _instant(since)
     try:
         return _stored(settings, oldest, limit)
     except StoreRefused:
+        if not is_held(settings.data_dir):
+            raise
         return _served(settings, oldest, limit)
 
 
@@ -48,10 +53,13 @@ def told(item: Mapping[str, Any]) -> str:
 
 def _instant(text: str) -> datetime:
     try:
-        moment = datetime.fromisoformat(text)
-    except ValueError:
+        with suppress(ValueError):
+            return datetime.fromisoformat(text).astimezone(UTC)
         return datetime.now(UTC) - timedelta(seconds=parse_age(text))
-    return moment.astimezone(UTC)
+    except (OverflowError, ValueError):
+        raise ValueError(
+            f"--since {text!r} is none: write 12h, 30d or an instant, such as 2026-01-31T12:00:00Z"
+        ) from None
 
 
 def _served(settings: Settings, since: datetime | None, limit: int) -> list[Mapping[str, Any]]:
@@ -67,7 +75,7 @@ def _served(settings: Settings, since: datetime | None, limit: int) -> list[Mapp
 
 
 def _stored(settings: Settings, since: datetime | None, limit: int) -> list[Mapping[str, Any]]:
-    """StoreRefused: a worker holds it."""
+    """StoreRefused: a worker holds it, or it cannot be used."""
     if not settings.database.exists():
         return []
     found = of_store(

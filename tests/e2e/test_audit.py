@@ -252,9 +252,22 @@ async def test_what_does_not_fit_a_page_is_asked_for_page_by_page(shared: Worker
         assert (code, len(json.loads(out))) == (0, found)
 
 
-@pytest.mark.parametrize("words", [["--since", "soon"], ["--limit", "0"]])
-async def test_what_is_no_question_is_told(new_worker: WorkerFactory, words: list[str]) -> None:
+@pytest.mark.parametrize(
+    ("option", "wrong"),
+    [
+        ("--since", "soon"),
+        ("--since", "1000000d"),
+        ("--since", "9999-12-31T23:59:59-14:00"),
+        ("--since", "0001-01-01T00:00:00+14:00"),
+        ("--limit", "0"),
+        ("--limit", "99999999999999999999"),
+    ],
+)
+async def test_what_is_no_question_is_told(
+    new_worker: WorkerFactory, option: str, wrong: str
+) -> None:
     worker = new_worker()
-    code, out, err = await command("ciworker", "audit", *words, env=worker.environment)
+    words = ("ciworker", "audit", option, wrong)
+    code, out, err = await command(*words, env=worker.environment)
     assert (code, out) == (2, b"")
-    assert err
+    assert err.startswith(f"ciworker: {option} ".encode()), err

@@ -43,6 +43,22 @@ async def test_a_database_from_the_future_is_refused_and_left_alone(stopped: Wor
     assert path.read_bytes() == before
 
 
+@pytest.mark.parametrize("harm", ["newer", "damaged"])
+async def test_the_history_of_a_store_that_cannot_be_used_says_why(
+    stopped: Worker, harm: str
+) -> None:
+    path = stopped.data_dir / "ciworker.db"
+    if harm == "newer":
+        with contextlib.closing(sqlite3.connect(path)) as connection:
+            connection.execute("PRAGMA user_version = 999")
+    else:
+        path.write_bytes(b"tea" * 4096)
+    code, out, err = await command("ciworker", "audit", env=stopped.environment)
+    assert (code, out) == (2, b"")
+    said = {"newer": "is of version 999", "damaged": "is damaged or none"}[harm]
+    assert said in err.decode()
+
+
 @contextlib.contextmanager
 def other(worker: Worker) -> Iterator[Other]:
     made = Other(worker.data_dir / "ciworker.db")
