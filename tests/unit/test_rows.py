@@ -1,6 +1,9 @@
-"""The report of faults and attacks: what is marked wrongly, and what nobody tests, is told."""
+"""Faults and attacks: how they are run, and that their report tells what is marked wrongly and
+what nobody tests."""
 
 import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -52,3 +55,64 @@ def test_elsewhere_only_rows_that_have_tests_are_told(
     told = ran(tmp_path, "attacks(35)", *words).stdout
     titles = [title for suite in SUITES for title in suite.titles.values() if title in told]
     assert titles == [ATTACK.titles[35]]
+
+
+# the scripts
+
+
+def stub(file: Path, line: str) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(f"#!/bin/sh\n{line}\n")
+    file.chmod(0o755)
+
+
+@pytest.fixture
+def copied(tmp_path: Path) -> Path:
+    """The scripts that run them, beside others that only say that they were called."""
+    scripts = tmp_path / "scripts"
+    for name in ("setup", "engine", "chromium", "apt-install"):
+        stub(scripts / name, f'echo "{name} $*"')
+    stub(scripts / "base-image", "echo made; echo tea:1")
+    for name in ("programs", "rows", "chaos", "attack"):
+        shutil.copy2(ROOT / "scripts" / name, scripts / name)
+    told = 'echo "$CI_TEST_IMAGE"; for word in "$@"; do echo "<$word>"; done'
+    stub(tmp_path / ".venv/bin/python", told)
+    return scripts
+
+
+def said(*words: str | Path, path: str = os.defpath) -> list[str]:
+    env = {"PATH": path}
+    return subprocess.run(
+        words, env=env, cwd="/", capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+
+
+@pytest.mark.parametrize(
+    ("script", "marks"),
+    [("chaos", "(chaos or rows) and not fuzz"), ("attack", "attacks or fuzz")],
+)
+def test_a_suite_is_run_by_its_marks_rows_and_arguments(
+    copied: Path, script: str, marks: str
+) -> None:
+    stub(copied / "programs", "echo programs")
+    *brought, image = said(copied / script, "35", "41", "-k", "7 or 8")[:4]
+    words = said(copied / script, "35", "41", "-k", "7 or 8")[4:]
+    assert (brought, image) == (["setup ", "engine ", "programs"], "tea:1")
+    assert words[:2] == ["<-m>", "<pytest>"]
+    assert [f"<{marks}>"] == [words[n + 1] for n, word in enumerate(words[2:], 2) if word == "<-m>"]
+    assert words[-6:] == ["<--row>", "<35>", "<--row>", "<41>", "<-k>", "<7 or 8>"]
+
+
+def test_programs_that_are_there_are_not_installed_and_the_others_at_once(copied: Path) -> None:
+    there = copied / "there"
+    wanted = re.findall(r"^needs (\S+) \S+$", (copied / "programs").read_text(), re.MULTILINE)
+    assert len(wanted) > 5
+    for name in {*wanted} - {"tmux", "faketime"}:
+        stub(there / name, "exit 1")
+    bash = shutil.which("bash")
+    assert bash is not None
+    installing = said(bash, copied / "programs", path=str(there))
+    assert installing == ["apt-install faketime tmux"]
+    for name in ("tmux", "faketime"):
+        stub(there / name, "exit 1")
+    assert said(bash, copied / "programs", path=str(there)) == []
