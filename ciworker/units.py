@@ -44,14 +44,14 @@ def parse_age(value: object) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """So many in so many seconds, all at once or spread."""
+    """So many in a second, a minute or an hour (`seconds`), all at once or spread."""
 
     count: int
     seconds: int
 
     def __str__(self) -> str:
         units = {1: "second", 60: "minute", 3600: "hour"}
-        return f"{self.count} per {units.get(self.seconds, f'{self.seconds} s')}"
+        return f"{self.count} per {units[self.seconds]}"
 
 
 def parse_rate(value: object) -> Rate:

@@ -20,6 +20,7 @@ from ciworker.cli import environments, webhooks
 from ciworker.cli import pool as parking
 from ciworker.cli.api import Unreachable, call
 from ciworker.cli.tokens import RoleName, lifetime, login_link, token_book, told
+from ciworker.domain.environment import SHOWN
 from ciworker.errors import CiworkerError
 from ciworker.settings import Settings, load
 from ciworker.units import parse_duration
@@ -211,7 +212,7 @@ def env_remove(
     """Remove environments that no job needs; the next job that does sets its own up anew."""
     with _explained():
         for key in keys:
-            typer.echo(f"removed {environments.remove(load(config), key)[: environments.SHOWN]}")
+            typer.echo(f"removed {environments.remove(load(config), key)[:SHOWN]}")
 
 
 @env.command("prune")
@@ -220,7 +221,7 @@ def env_prune(config: Config = None) -> None:
     with _explained():
         removed = environments.prune(load(config))
     for key in removed:
-        typer.echo(f"removed {key[: environments.SHOWN]}")
+        typer.echo(f"removed {key[:SHOWN]}")
     typer.echo(f"{len(removed)} environments removed", err=True)
 
 

@@ -7,11 +7,11 @@ from typing import Any
 import typer
 
 from ciworker.cli.api import call
+from ciworker.domain.environment import SHOWN
 from ciworker.errors import Unknown
 from ciworker.settings import Settings
 from ciworker.units import format_size
 
-SHOWN = 12
 LEAST_PREFIX = 6
 
 

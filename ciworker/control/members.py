@@ -53,7 +53,7 @@ class Member:
     took its container and has not ended; takes: how many did. free_at: when its place became free,
     monotonic. failures: starts that failed, and deaths soon after one; error: the last one's;
     retry_at: when the next start may be tried, monotonic. looking: held by who looks at it, or
-    removes its container.
+    has it leave.
     """
 
     name: str

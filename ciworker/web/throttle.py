@@ -27,9 +27,6 @@ class Meter:
         self._rate, self._monotonic = rate, monotonic
         self._used_up_at: dict[str, float] = {}  # by who was counted last
 
-    def __len__(self) -> int:
-        return len(self._used_up_at)
-
     def take(self, key: str) -> float:
         """0 if it may, which is counted; else the seconds until it may."""
         if self._rate is None:
