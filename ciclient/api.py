@@ -22,7 +22,7 @@ from urllib3.connectionpool import HTTPConnectionPool, connection_from_url
 
 from ciclient.config import Access
 from ciclient.errors import ClientError, Nonsense, Refused, TryAgain, Unavailable, Unreachable
-from ciclient.unixsocket import UnixPool
+from ciclient.unixsocket import unix_pool
 from ciclient.wire import Job, Page, as_object, loads, parse_page
 
 PREFIX = "/api/v1"
@@ -295,7 +295,7 @@ def _pool(server: str) -> tuple[str, HTTPConnectionPool]:
     """The path before the API's own, and the connections."""
     parts = urlsplit(server)
     if parts.scheme == "unix":
-        return "", UnixPool(parts.path, maxsize=2, blocksize=BLOCK)
+        return "", unix_pool(parts.path, maxsize=2, blocksize=BLOCK)
     origin = f"{parts.scheme}://{parts.netloc}"
     return parts.path, connection_from_url(origin, maxsize=2, blocksize=BLOCK)
 

@@ -45,7 +45,7 @@ def connection(settings: Settings, host: str | None = None) -> HTTPConnectionPoo
     With TLS it is trusted by its own certificate, whatever the names in it: they are for others.
     """
     if settings.unix_path:
-        return _UnixPool(settings.unix_path)
+        return unix_pool(str(settings.unix_path))
     host = host or ("127.0.0.1" if is_any(settings.host) else settings.host)
     if settings.tls_cert is None:
         return HTTPConnectionPool(host, settings.port)
@@ -70,24 +70,21 @@ def trusting(cert: Path) -> ssl.SSLContext:
     return context
 
 
-class _UnixConnection(HTTPConnection):
-    """HTTP over a Unix socket. path: set by its pool."""
+def unix_pool(path: str) -> HTTPConnectionPool:
+    """Connections to one Unix socket; the worker knows itself there as localhost."""
 
-    path = ""
+    class Connection(HTTPConnection):
+        def connect(self) -> None:
+            sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            timeout = self.timeout
+            sock.settimeout(timeout if isinstance(timeout, int | float) else None)
+            try:
+                sock.connect(path)
+            except OSError as error:
+                sock.close()
+                raise NewConnectionError(self, f"{path}: {error.strerror or error}") from error
+            self.sock = sock
 
-    def connect(self) -> None:
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        timeout = self.timeout
-        sock.settimeout(timeout if isinstance(timeout, int | float) else None)
-        try:
-            sock.connect(self.path)
-        except OSError as error:
-            sock.close()
-            raise NewConnectionError(self, f"{self.path}: {error.strerror}") from error
-        self.sock = sock
-
-
-class _UnixPool(HTTPConnectionPool):
-    def __init__(self, path: Path) -> None:
-        super().__init__("localhost")
-        self.ConnectionCls = type("Connection", (_UnixConnection,), {"path": str(path)})
+    pool = HTTPConnectionPool("localhost")
+    pool.ConnectionCls = Connection
+    return pool
