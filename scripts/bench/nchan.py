@@ -12,27 +12,14 @@ import aiohttp
 
 from scripts.bench.rounds import Broken
 from tests.driver import free_port
+from tests.nginx import nginx
 
 MODULES = Path("/usr/lib/nginx/modules")
 SUBSCRIBE = "/subscribe"
 PATIENCE = 10.0
 
-_CONFIG = """\
-load_module {modules}/ngx_nchan_module.so;
-user root;
-daemon off;
-worker_processes 1;
-worker_rlimit_nofile 65536;
-pid {folder}/nginx.pid;
-error_log {folder}/error.log warn;
-events {{ worker_connections 32768; }}
-http {{
-  access_log off;
-  client_body_temp_path {folder}/body;
-  proxy_temp_path {folder}/proxy;
-  fastcgi_temp_path {folder}/fastcgi;
-  scgi_temp_path {folder}/scgi;
-  uwsgi_temp_path {folder}/uwsgi;
+_FIRST = f"load_module {MODULES}/ngx_nchan_module.so;"
+_HTTP = """\
   keepalive_requests 10000000;
   nchan_shared_memory_size 512M;
   server {{
@@ -42,7 +29,6 @@ http {{
     location = {subscribe} {{ nchan_subscriber eventsource; nchan_channel_id log;
                               nchan_subscriber_first_message newest; }}
   }}
-}}
 """
 
 
@@ -71,20 +57,12 @@ async def serving(folder: Path) -> AsyncIterator[Nchan]:
         raise Broken("nginx or its module nchan is missing: install nginx-light and "
                      "libnginx-mod-nchan, then try again")  # fmt: skip
     folder.mkdir()
-    port, config = free_port(), folder / "nginx.conf"
-    config.write_text(
-        _CONFIG.format(modules=MODULES, folder=folder, port=port, subscribe=SUBSCRIBE)
-    )
-    process = await asyncio.create_subprocess_exec(
-        "nginx", "-p", str(folder), "-c", str(config), stderr=asyncio.subprocess.DEVNULL
-    )
-    try:
+    port = free_port()
+    http = _HTTP.format(port=port, subscribe=SUBSCRIBE)
+    async with nginx(folder, http, _FIRST) as process:
         pid = await _worker_of(process.pid)
         async with aiohttp.ClientSession(f"http://127.0.0.1:{port}") as session:
             yield Nchan(port, pid, session)
-    finally:
-        process.terminate()
-        await process.wait()
 
 
 async def _worker_of(master: int) -> int:

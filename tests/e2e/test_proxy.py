@@ -18,27 +18,11 @@ from tests.driver import DEADLINE, Worker, command, frames, free_port
 from tests.e2e.certificates import Certificate, certificate, trusting
 from tests.e2e.follower import WAIT, let_go
 from tests.e2e.test_listening import OnSocket
+from tests.nginx import nginx
 
 SITE = Path(__file__).parents[2] / "scripts" / "nginx.conf"
 NAME = "localhost"
 CLIENT = "127.0.0.2"  # an address of this machine too, and no trusted one
-_REST = """\
-user root;
-daemon off;
-worker_processes 1;
-pid {folder}/nginx.pid;
-error_log {folder}/error.log warn;
-events {{ worker_connections 1024; }}
-http {{
-  access_log off;
-  client_body_temp_path {folder}/body;
-  proxy_temp_path {folder}/proxy;
-  fastcgi_temp_path {folder}/fastcgi;
-  scgi_temp_path {folder}/scgi;
-  uwsgi_temp_path {folder}/uwsgi;
-  include {folder}/site.conf;
-}}
-"""
 
 
 @dataclass(frozen=True)
@@ -80,22 +64,12 @@ async def proxying(proxy: Proxy, folder: Path, server: str) -> AsyncIterator[Non
     for told, meant in changes.items():
         assert site.count(told) == 1, told
         site = site.replace(told, meant)
-    (folder / "site.conf").write_text(site)
-    (folder / "nginx.conf").write_text(_REST.format(folder=folder))
-    process = await asyncio.create_subprocess_exec(
-        "nginx", "-p", str(folder), "-c", str(folder / "nginx.conf"),
-        stderr=asyncio.subprocess.DEVNULL,
-    )  # fmt: skip
-    try:
+    async with nginx(folder, site) as process:
         async with asyncio.timeout(DEADLINE):
             while not await listens(proxy.port):
                 assert process.returncode is None, (folder / "error.log").read_text()
                 await asyncio.sleep(0.02)
         yield
-    finally:
-        if process.returncode is None:
-            process.terminate()
-        await process.wait()
 
 
 async def listens(port: int) -> bool:
