@@ -5,7 +5,7 @@ It is handed what `serve` runs: this room stands below the composition root.
 
 import asyncio
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -152,11 +152,8 @@ def token_list(config: Config = None, as_json: Json = False) -> None:
     """List all tokens, without their text."""
     with _explained():
         items = token_book(load(config)).list()
-    if as_json:
-        typer.echo(json.dumps(items, indent=2))
-        return
-    for item in items:
-        typer.echo(told(item, datetime.now(UTC)))
+    now = datetime.now(UTC)
+    _show(items, (told(item, now) for item in items), as_json=as_json)
 
 
 @token.command("revoke")
@@ -190,18 +187,17 @@ def audit(
     """Print who did what, newest first, of a worker that runs or is stopped."""
     with _explained():
         items = deeds.history(load(config), since, limit)
-    if as_json:
-        typer.echo(json.dumps(items, indent=2))
-        return
-    for item in items:
-        typer.echo(deeds.told(item))
+    _show(items, map(deeds.told, items), as_json=as_json)
 
 
 @env.command("list")
 def env_list(config: Config = None, as_json: Json = False) -> None:
     """List all environments, and say what the cache of them was worth."""
     with _explained():
-        environments.show(load(config), as_json=as_json)
+        report = environments.listed(load(config))
+    _show(report, environments.told(report), as_json=as_json)
+    if not as_json:
+        typer.echo(environments.summary(report), err=True)
 
 
 @env.command("remove")
@@ -257,11 +253,7 @@ def pool_status(config: Config = None, as_json: Json = False) -> None:
     """Print what is wanted and each member that the engine has, with its errors."""
     with _explained():
         report = parking.status(load(config))
-    if as_json:
-        typer.echo(json.dumps(report, indent=2))
-        return
-    for line in parking.told(report):
-        typer.echo(line)
+    _show(report, parking.told(report), as_json=as_json)
 
 
 @webhook.command("test")
@@ -291,11 +283,7 @@ def webhook_list(
     """List the webhooks, and the newest messages that are pending or were given up."""
     with _explained():
         report = webhooks.listed(load(config), everything=everything)
-    if as_json:
-        typer.echo(json.dumps(report, indent=2))
-        return
-    for line in webhooks.told(report):
-        typer.echo(line)
+    _show(report, webhooks.told(report), as_json=as_json)
 
 
 @webhook.command("redeliver")
@@ -337,13 +325,15 @@ def doctor(config: Config = None, as_json: Json = False) -> None:
 
     with _explained():
         findings = asyncio.run(examine(load(config)))
-    if as_json:
-        typer.echo(json.dumps([asdict(finding) for finding in findings], indent=2))
-    else:
-        for finding in findings:
-            typer.echo(finding.line())
+    _show(list(map(asdict, findings)), (each.line() for each in findings), as_json=as_json)
     if not all(finding.ok for finding in findings):
         raise typer.Exit(1)
+
+
+def _show(found: object, lines: Iterable[str], *, as_json: bool) -> None:
+    """What was found, as one document or as lines for a person."""
+    for text in [json.dumps(found, indent=2)] if as_json else lines:
+        typer.echo(text)
 
 
 @contextmanager

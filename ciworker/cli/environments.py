@@ -1,10 +1,8 @@
 """Environments of the worker that runs: list, remove, prune."""
 
-import json
+from collections.abc import Iterator, Mapping
 from datetime import datetime
 from typing import Any
-
-import typer
 
 from ciworker.cli.api import call
 from ciworker.domain.environment import SHOWN
@@ -15,19 +13,22 @@ from ciworker.units import format_size
 LEAST_PREFIX = 6
 
 
-def show(settings: Settings, *, as_json: bool) -> None:
-    """Print all of them, and what the cache was worth."""
-    found = call(settings, "GET", "/environments")
-    if as_json:
-        typer.echo(json.dumps(found, indent=2))
-        return
-    for item in found["items"]:
-        typer.echo(_line(item))
-    typer.echo(
-        f"{len(found['items'])} environments, {format_size(found['bytes'])}; "
-        f"hits: {found['hits']}, misses: {found['misses']}, "
-        f"set up in {found['build_seconds']:.1f} s",
-        err=True,
+def listed(settings: Settings) -> dict[str, Any]:
+    """All of them, and what the cache was worth, as the API says it."""
+    return call(settings, "GET", "/environments")
+
+
+def told(report: Mapping[str, Any]) -> Iterator[str]:
+    """Each of them, in a line for a person."""
+    return map(_line, report["items"])
+
+
+def summary(report: Mapping[str, Any]) -> str:
+    """What the cache was worth."""
+    return (
+        f"{len(report['items'])} environments, {format_size(report['bytes'])}; "
+        f"hits: {report['hits']}, misses: {report['misses']}, "
+        f"set up in {report['build_seconds']:.1f} s"
     )
 
 
@@ -56,7 +57,7 @@ def prune(settings: Settings) -> list[str]:
     return removed
 
 
-def _line(item: dict[str, Any]) -> str:
+def _line(item: Mapping[str, Any]) -> str:
     used = item["last_used_at"] and datetime.fromisoformat(item["last_used_at"])
     when = f"{used:%Y-%m-%d %H:%M}" if used else "never"
     state = "in use" if item["in_use"] and item["status"] == "ready" else item["status"]
