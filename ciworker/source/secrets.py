@@ -142,8 +142,10 @@ def rules_of(settings: Settings) -> Mapping[str, Rule]:
 def fingerprint_key(path: Path) -> bytes:
     """The key of fingerprints, made if it is not there. It is no part of a backup of the store.
 
+    One at a time.
+
     Raises:
-        OSError: it cannot be read or written.
+        OSError: it cannot be read or written, or has not `KEY_BYTES` bytes.
     """
     if not path.exists():
         temporary = path.with_suffix(".new")
@@ -155,4 +157,10 @@ def fingerprint_key(path: Path) -> bytes:
             os.fsync(descriptor)
         temporary.rename(path)
         sync_folder(path.parent)
-    return path.read_bytes()
+    key = path.read_bytes()
+    if len(key) != KEY_BYTES:
+        raise OSError(
+            f"{path} has {len(key)} bytes, not {KEY_BYTES}: remove it to have another one made "
+            "(what running jobs with secrets print is then withheld)"
+        )
+    return key

@@ -169,3 +169,13 @@ def test_the_key_of_fingerprints_is_made_once_and_for_its_owner_alone(tmp_path: 
     assert fingerprint_key(path) == key
     assert path.stat().st_mode & 0o777 == 0o600
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("kept", [b"", b"k" * (KEY_BYTES - 1), b"k" * (KEY_BYTES + 1)])
+def test_a_key_that_is_damaged_is_refused_and_left_as_it_is(tmp_path: Path, kept: bytes) -> None:
+    path = tmp_path / "secrets.key"
+    path.write_bytes(kept)
+
+    with pytest.raises(OSError, match=f"has {len(kept)} bytes, not {KEY_BYTES}: remove it"):
+        fingerprint_key(path)
+    assert path.read_bytes() == kept
