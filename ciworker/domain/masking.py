@@ -10,6 +10,7 @@ for in parts, so that a part of it that is printed alone, or wrapped, is masked 
 """
 
 import json
+import re
 from base64 import b64encode
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
@@ -28,6 +29,7 @@ _ROW = 60  # characters of base64; in PEM, the narrowest that is usual, a row ha
 _WINDOW = 8  # characters of longer texts that are looked for together
 _HEAD = 4  # bytes
 _REPLACED = "\ufffd"
+_ESCAPE = re.compile(r"\\(?:u[0-9a-f]{4}|.)")  # of JSON
 
 # What encoders leave as it is beside letters, digits and `_.-`: Python's, Java's, JavaScript's.
 _UNQUOTED = ("", "/", "~", "/~", "*", "~!*'()", ";,/?:@&=+$!~*'()#")
@@ -54,7 +56,8 @@ def forms(value: str) -> frozenset[bytes]:
     long_enough = [line for line in lines if len(line) >= LEAST]
     found: set[bytes] = set()
     for line in long_enough:
-        found |= {line.encode(), *_with_a_split_character(line), json.dumps(line)[1:-1].encode()}
+        for text in {line, *_json(line)}:
+            found |= {text.encode(), *_with_a_split_character(text)}
     for text in {*long_enough, whole}:
         found |= _base64(text.encode()) | _quoted(text)
     return frozenset(part for form in found for part in _parts(form) if len(part) >= LEAST)
@@ -66,6 +69,17 @@ def _parts(form: bytes) -> Iterator[bytes]:
         return
     yield from (form[start : start + PART] for start in range(0, len(form) - PART, PART))
     yield form[-PART:]
+
+
+def _json(line: str) -> Iterator[str]:
+    """As encoders write it: with what is not ASCII escaped, or as it is; Go's and Rails' hide `<>&`
+    from HTML, PHP's escapes slashes; and some write hexadecimal digits in capitals.
+    """
+    for text in (json.dumps(line)[1:-1], json.dumps(line, ensure_ascii=False)[1:-1]):
+        html = "".join(f"\\u{ord(c):04x}" if c in "<>&" else c for c in text)
+        for form in (text, html, text.replace("/", "\\/")):
+            yield form
+            yield _ESCAPE.sub(lambda match: match[0][:2] + match[0][2:].upper(), form)
 
 
 def _with_a_split_character(line: str) -> Iterator[bytes]:

@@ -53,6 +53,26 @@ def test_a_value_is_masked_in_this_form(form: str) -> None:
     assert mask(TOKEN).masked(text) == b"a=***;b"
 
 
+QUOTABLE = 'gh?p/Kä+9<"~&>\\u00e4Q'
+AS_JSON = {
+    "Python's": r"gh?p/K\u00e4+9<\"~&>\\u00e4Q",
+    "JavaScript's": r"gh?p/Kä+9<\"~&>\\u00e4Q",
+    "Go's": r"gh?p/Kä+9\u003c\"~\u0026\u003e\\u00e4Q",
+    "Rails', ASCII alone": r"gh?p/K\u00e4+9\u003c\"~\u0026\u003e\\u00e4Q",
+    "PHP's": r"gh?p\/K\u00e4+9<\"~&>\\u00e4Q",
+    "PHP's, Unicode unescaped": r"gh?p\/Kä+9<\"~&>\\u00e4Q",
+    "Jackson's, ASCII alone": r"gh?p/K\u00E4+9<\"~&>\\u00e4Q",
+    "capitals, safe in HTML": r"gh?p/Kä+9\u003C\"~\u0026\u003E\\u00e4Q",
+}
+
+
+@pytest.mark.parametrize("encoder", AS_JSON)
+def test_a_value_is_masked_in_the_json_of(encoder: str) -> None:
+    shown = mask(QUOTABLE).masked(f'{{"a":"{AS_JSON[encoder]}"}}'.encode())
+
+    assert shown == b'{"a":"***"}'
+
+
 @pytest.mark.parametrize("before", ["", "u", "us", "use", "user:"])
 @pytest.mark.parametrize("after", ["", "\n", ":x", "\n\n", "@host"])
 @pytest.mark.parametrize("encode", [base64.b64encode, base64.urlsafe_b64encode])
