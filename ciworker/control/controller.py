@@ -225,6 +225,7 @@ class Controller:
     async def _look(self, job: Job, before: Look | None) -> Look:
         life = self._life(job)
         job = await self._note_events(job, life)
+        job = await self._note_missing_lines(job, life)
         container = await self._container(job, life, before)
         job = await self._note_unsent(job, life)
         now, monotonic = self._clock.now(), self._clock.monotonic()
@@ -343,6 +344,15 @@ class Controller:
         )
         del life.kills[: len(kills)]  # not before: the store may have been unavailable
         return noted or job
+
+    async def _note_missing_lines(self, job: Job, life: Life) -> Job:
+        """Likewise that lines may be missing: the engine's log does not tell the next worker."""
+        pump = life.pump
+        known = job.log_incomplete or pump is None or not pump.incomplete
+        if known or job.status is not Status.RUNNING:
+            return job
+        await self._jobs.note_quietly(job.id, log_incomplete=True)
+        return replace(job, log_incomplete=True)
 
     def _set_timer(self, look: Look) -> None:
         key = job_key(look.job.id)
