@@ -71,7 +71,7 @@ class LogPump(LogKeeper):
 
         self._container, self._engine = container, engine
         self._is_down = False
-        self._finished = 0.0  # when the container went down, by the engine's clock
+        self._finished = 0.0  # when the container went down, by our clock
         self._told = asyncio.Event()
         self._source_ended: float | None = None
         self._arrivals = Arrivals()
@@ -105,7 +105,7 @@ class LogPump(LogKeeper):
             return
         self._is_down = True
         if container is not None and container.finished_at is not None:
-            self._finished = container.finished_at.timestamp()
+            self._finished = container.finished_at.timestamp() - self._engine.ahead
         else:
             self._finished = time.time() - END_OF_STREAM_WAIT
         self._told.set()
