@@ -27,7 +27,7 @@ from ciworker.domain.job import Kind as JobKind
 from ciworker.domain.pool import PREFIX
 from ciworker.domain.secrets import AGENT
 from ciworker.engine.port import Event
-from ciworker.errors import CiworkerError
+from ciworker.errors import CiworkerError, StoreUnavailable
 from ciworker.store.jobs import Expect
 from ciworker.telemetry import logger
 from ciworker.units import format_size
@@ -387,11 +387,10 @@ class Controller:
             if head.spec.memory > self._settings.max_memory:
                 await self._refuse(head)
                 continue
-            image, (slots, memory) = await asyncio.gather(
-                self._image_to_park(head), self._free(kind)
+            (image, grant), (slots, memory) = await asyncio.gather(
+                self._wanted_of_pool(head), self._free(kind)
             )
             container = await self._engine.inspect(head.container_name) if head.attempt else None
-            grant = await self._credentials.grant(head) if image else NOTHING
             member = self._pool.find(image, head.spec) if image else None
             given_back = member.entry.memory if member else 0
             if not admit(head.spec.memory, slots, memory + given_back):
@@ -409,8 +408,23 @@ class Controller:
                 outcomes.append(Look(head, Life(head.attempt), None, action).outcome())
         return True
 
+    async def _wanted_of_pool(self, head: Job) -> tuple[str | None, Grant]:
+        """The id of the image that a parked container has to have for this job, and what it gets.
+
+        A job that cannot be given its secrets starts cold: it waits for them where it holds up no
+        other one.
+        """
+        image = await self._image_to_park(head)
+        if image is None:
+            return None, NOTHING
+        try:
+            return image, await self._credentials.grant(head)
+        except StoreUnavailable as error:
+            logger().warning("a job starts cold", job=head.id, error=str(error))
+            return None, NOTHING
+
     async def _image_to_park(self, head: Job) -> str | None:
-        """The id of the image that a parked container has to have for this job.
+        """The id of the image that a parked container has to have; None where none would do.
 
         None has the socket of an agent: what is mounted is fixed when it is created.
         """

@@ -421,6 +421,25 @@ async def test_a_data_folder_that_takes_no_key_lets_the_job_wait(lab: Lab) -> No
         assert await life.text(job) == b"***\n"
 
 
+async def test_with_a_pool_a_job_whose_secrets_cannot_be_given_waits_alone(new_lab: NewLab) -> None:
+    entry = {"name": "tea", "image": "fake", "size": 1, "memory": 2**28, "cpus": 1.0}
+    lab = new_lab(pool=(entry,), max_jobs=2)
+    lab.environ["GITHUB_TOKEN"] = SECRET
+    lab.settings.secrets_key.write_bytes(b"cut")
+    async with lab.life(clean=False) as life:
+        await life.resync.run()
+        waiting = await life.submit("echo $GITHUB_TOKEN", secrets=("GITHUB_TOKEN",))
+        behind = await life.submit("echo two")
+        assert (await life.ended(behind)).reason is Reason.PASSED
+        found = await life.jobs.get(waiting)
+        assert found is not None
+        assert found.status is Status.STARTING
+        lab.settings.secrets_key.unlink()
+
+        assert (await life.ended(waiting)).reason is Reason.PASSED
+        assert await life.text(waiting) == b"***\n"
+
+
 async def test_a_setup_has_its_secrets_and_its_environment_depends_on_their_names_alone(
     new_lab: NewLab,
 ) -> None:
