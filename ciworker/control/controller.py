@@ -27,7 +27,7 @@ from ciworker.domain.job import Kind as JobKind
 from ciworker.domain.pool import PREFIX
 from ciworker.domain.secrets import AGENT
 from ciworker.engine.port import Event
-from ciworker.errors import CiworkerError
+from ciworker.errors import CiworkerError, StoreUnavailable
 from ciworker.store.jobs import Expect
 from ciworker.telemetry import logger
 from ciworker.units import format_size
@@ -225,6 +225,7 @@ class Controller:
     async def _look(self, job: Job, before: Look | None) -> Look:
         life = self._life(job)
         job = await self._note_events(job, life)
+        job = await self._note_missing_lines(job, life)
         container = await self._container(job, life, before)
         job = await self._note_unsent(job, life)
         now, monotonic = self._clock.now(), self._clock.monotonic()
@@ -344,6 +345,15 @@ class Controller:
         del life.kills[: len(kills)]  # not before: the store may have been unavailable
         return noted or job
 
+    async def _note_missing_lines(self, job: Job, life: Life) -> Job:
+        """Likewise that lines may be missing: the engine's log does not tell the next worker."""
+        pump = life.pump
+        known = job.log_incomplete or pump is None or not pump.incomplete
+        if known or job.status is not Status.RUNNING:
+            return job
+        await self._jobs.note_quietly(job.id, log_incomplete=True)
+        return replace(job, log_incomplete=True)
+
     def _set_timer(self, look: Look) -> None:
         key = job_key(look.job.id)
         due = next_look(look.job, look.life, self._patience)
@@ -377,11 +387,10 @@ class Controller:
             if head.spec.memory > self._settings.max_memory:
                 await self._refuse(head)
                 continue
-            image, (slots, memory) = await asyncio.gather(
-                self._image_to_park(head), self._free(kind)
+            (image, grant), (slots, memory) = await asyncio.gather(
+                self._wanted_of_pool(head), self._free(kind)
             )
             container = await self._engine.inspect(head.container_name) if head.attempt else None
-            grant = await self._credentials.grant(head) if image else NOTHING
             member = self._pool.find(image, head.spec) if image else None
             given_back = member.entry.memory if member else 0
             if not admit(head.spec.memory, slots, memory + given_back):
@@ -399,8 +408,23 @@ class Controller:
                 outcomes.append(Look(head, Life(head.attempt), None, action).outcome())
         return True
 
+    async def _wanted_of_pool(self, head: Job) -> tuple[str | None, Grant]:
+        """The id of the image that a parked container has to have for this job, and what it gets.
+
+        A job that cannot be given its secrets starts cold: it waits for them where it holds up no
+        other one.
+        """
+        image = await self._image_to_park(head)
+        if image is None:
+            return None, NOTHING
+        try:
+            return image, await self._credentials.grant(head)
+        except StoreUnavailable as error:
+            logger().warning("a job starts cold", job=head.id, error=str(error))
+            return None, NOTHING
+
     async def _image_to_park(self, head: Job) -> str | None:
-        """The id of the image that a parked container has to have for this job.
+        """The id of the image that a parked container has to have; None where none would do.
 
         None has the socket of an agent: what is mounted is fixed when it is created.
         """

@@ -54,13 +54,14 @@ class Credentials:
         self._secrets, self._rules = secrets, rules_of(settings)
         self._key_file = settings.secrets_key
         self._key: bytes | None = None
+        self._reading_key = asyncio.Lock()  # the first to read the key makes it
         self._masks: OrderedDict[Sequence[str], Mask] = OrderedDict()
 
     async def grant(self, job: Job) -> Grant:
         """What a container that is about to be sent to is given.
 
         Raises:
-            StoreUnavailable: the data folder cannot be written.
+            StoreUnavailable: the data folder cannot be written, or its key is damaged.
         """
         if not job.spec.secrets:
             return NOTHING
@@ -92,7 +93,7 @@ class Credentials:
         """What a container was given in an earlier life of the worker, as far as it is known.
 
         Raises:
-            StoreUnavailable: the data folder cannot be read.
+            StoreUnavailable: the data folder cannot be read, or its key is damaged.
         """
         if not job.spec.secrets:
             return NOTHING
@@ -120,13 +121,19 @@ class Credentials:
         return f"{name} {self._secrets.why_missing(name)}"
 
     async def _fingerprints(self, values: Mapping[str, Secret]) -> Mapping[str, str]:
-        if values and self._key is None:
-            try:
-                self._key = await asyncio.to_thread(fingerprint_key, self._key_file)
-            except OSError as error:
-                raise StoreUnavailable(f"the data folder keeps no key: {error}") from error
-        key = self._key or b""
+        if not values:
+            return {}
+        key = await self._read_key()
         return {name: fingerprint(key, name, value) for name, value in values.items()}
+
+    async def _read_key(self) -> bytes:
+        async with self._reading_key:
+            if self._key is None:
+                try:
+                    self._key = await asyncio.to_thread(fingerprint_key, self._key_file)
+                except OSError as error:
+                    raise StoreUnavailable(f"the data folder keeps no key: {error}") from error
+            return self._key
 
     async def _mask(self, values: Mapping[str, Secret]) -> Mask | None:
         """To prepare one takes a millisecond for a token, and a hundred for a long key."""

@@ -352,10 +352,10 @@ class LogKeeper:
             return Cut(b"", 0, True)
         self._add_preamble(before)
         self._expects_mark = False
+        for told in self._left_out:
+            self._say(f"ciworker: {told}: it is left out of the job's environment")
         if self.mark is not Mark.SEEN:
             self.mark, self.marked_at = Mark.SEEN, time.monotonic()
-            for told in self._left_out:
-                self._say(f"ciworker: {told}: it is left out of the job's environment")
             self._writer.ready(self)
             self._on_progress()
         return Cut(after, after.count(b"\n"), True)

@@ -3,18 +3,19 @@
 Live it reads the attached stream, which is cheap and complete. A reader of attach that stalls
 blocks the container's control, so between it and the store stands a bounded buffer; when that is
 full, and stays so, the connection is dropped and the pump goes on from the engine's own log, as it
-does for an adopted container or after a broken connection. A log is complete only when the attached
-stream ended by itself after the container went down, or when the engine's log was read to its end
-without `follow` after that (engine-facts, rules 7-12).
+does for an adopted container or after a broken connection. What was read is all there is when the
+attached stream ended by itself after the container went down, or when the engine's log was read to
+its end without `follow` after that (engine-facts, rules 7-12). It is the whole log only if the
+engine was not kept waiting by the reader of attach until it let go of the rest (`Arrivals`).
 """
 
 import asyncio
 import time
-from collections import deque
 from collections.abc import Callable
 
 from ciworker.control.credentials import NOTHING, Grant
 from ciworker.control.logkeeper import LogKeeper, LogLimits
+from ciworker.domain.arrivals import Arrivals
 from ciworker.domain.container import Container
 from ciworker.domain.job import Job
 from ciworker.domain.log import Skipper
@@ -29,36 +30,6 @@ __all__ = ["END_OF_STREAM_WAIT", "LogLimits", "LogPump"]
 END_OF_STREAM_WAIT = 1.0  # the end of an attached stream may never come: engine-facts, rule 8
 RETRY_DELAY = 0.5
 STALL = 1.0  # seconds that a job which is quicker than the store may wait for it
-# An engine reads a container's output for 2 s after its exit and then lets go of the rest (seen on
-# 28.2: 135 KB were in no log). It gets no further while a reader of attach is 1 MB behind.
-CUT_OFF = 2.0
-BEHIND = 1_000_000
-
-
-class _Arrivals:
-    """When how many bytes came by an attached stream: exact enough for the last seconds of it."""
-
-    def __init__(self) -> None:
-        self._spans: deque[tuple[float, float, int]] = deque([(0.0, 0.0, 0)], maxlen=32)
-        self._dropped = 0.0
-
-    def add(self, size: int, now: float) -> None:
-        """So many more bytes were read, at a time of the wall clock."""
-        began, _, before = self._spans[-1]
-        if now - began < CUT_OFF / 10:
-            self._spans.pop()
-        else:
-            began = now
-        self._spans.append((began, now, before + size))
-
-    def drop(self, now: float) -> None:
-        """The stream was given up while it had more."""
-        self._dropped = now
-
-    def held_up(self, then: float) -> bool:
-        """Whether the engine may have waited for its reader at that time."""
-        before = max((size for _, ended, size in self._spans if ended <= then), default=0)
-        return self._dropped > then or self._spans[-1][2] - before >= BEHIND
 
 
 class LogPump(LogKeeper):
@@ -100,10 +71,10 @@ class LogPump(LogKeeper):
 
         self._container, self._engine = container, engine
         self._is_down = False
-        self._finished = 0.0  # when the container went down, by the engine's clock
+        self._finished = 0.0  # when the container went down, by our clock
         self._told = asyncio.Event()
         self._source_ended: float | None = None
-        self._arrivals = _Arrivals()
+        self._arrivals = Arrivals()
         self._patience = asyncio.timeout(None)
 
     async def run(self, attachment: Attachment | None) -> None:
@@ -134,7 +105,7 @@ class LogPump(LogKeeper):
             return
         self._is_down = True
         if container is not None and container.finished_at is not None:
-            self._finished = container.finished_at.timestamp()
+            self._finished = container.finished_at.timestamp() - self._engine.ahead
         else:
             self._finished = time.time() - END_OF_STREAM_WAIT
         self._told.set()
@@ -193,7 +164,7 @@ class LogPump(LogKeeper):
 
     def _finish_read(self) -> None:
         """All that the engine has was read."""
-        if self._arrivals.held_up(self._finished + CUT_OFF):
+        if self._arrivals.held_up(self._finished):
             self.incomplete = True
         self.finish()
 

@@ -11,6 +11,7 @@ import functools
 import json
 import os
 import re
+import time
 from collections.abc import (
     AsyncGenerator,
     AsyncIterator,
@@ -41,6 +42,7 @@ from ciworker.domain.container import (
     owner_of,
 )
 from ciworker.domain.log import LogFrame, Stream
+from ciworker.domain.skew import clock_ahead
 from ciworker.engine.output import AttachParser, FrameParser
 from ciworker.engine.port import (
     KIND_IMAGE,
@@ -123,6 +125,7 @@ class DockerEngine:
         self.metrics = metrics or Metrics().engine
         self.metrics.know(_CALLS, _STREAMS, EVENT_ACTIONS)
         self.host = host or os.environ.get("DOCKER_HOST") or _local_socket()
+        self.ahead = 0.0
         self._instance, self._hosts = instance, hosts
         self._calls = _client(self.host)
         self._streams = _client(self.host)
@@ -144,8 +147,10 @@ class DockerEngine:
 
     @_measured
     async def info(self) -> EngineInfo:
+        asked = time.time()
         answer = await self._json("info")
         now = datetime.fromisoformat(answer["SystemTime"]).timestamp()
+        self.ahead = clock_ahead(now, asked, time.time(), self.ahead)
         return EngineInfo(str(answer["ServerVersion"]), now, answer)
 
     @_measured

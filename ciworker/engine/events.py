@@ -208,9 +208,10 @@ class EventWatch:
             self._on_event(event)
 
     async def _since(self) -> str:
+        info = await self._engine.info()  # at each connection: it looks at the engine's clock too
         if self._last is not None:
             return event_time(self._last)
-        return f"{(await self._engine.info()).now - OVERLAP:.9f}"
+        return f"{info.now - OVERLAP:.9f}"
 
 
 async def _failure(work: Coroutine[object, object, None]) -> CiworkerError | None:

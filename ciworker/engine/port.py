@@ -111,6 +111,10 @@ class Attachment(Protocol):
 class Engine(Protocol):
     """See the module's docstring for what holds for all calls."""
 
+    @property
+    def ahead(self) -> float:
+        """Seconds by which its clock is ahead of ours, as far as `info` told; 0 on one machine."""
+
     async def ping(self) -> None:
         """Whether the engine takes new connections, and answers at once.
 

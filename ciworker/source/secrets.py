@@ -35,8 +35,8 @@ class Secrets:
         self._read: Mapping[str, Secret] = {}
         self._seen: tuple[int, ...] | None = None
         if file is not None:
+            self._seen = _state(file)  # before it is read: a change meanwhile is seen later
             self._read = read_secrets(file)
-            self._seen = _state(file)
 
     def value(self, name: str) -> Secret | None:
         """The value that is there now; None where there is none that can be kept secret."""
@@ -142,8 +142,10 @@ def rules_of(settings: Settings) -> Mapping[str, Rule]:
 def fingerprint_key(path: Path) -> bytes:
     """The key of fingerprints, made if it is not there. It is no part of a backup of the store.
 
+    One at a time.
+
     Raises:
-        OSError: it cannot be read or written.
+        OSError: it cannot be read or written, or has not `KEY_BYTES` bytes.
     """
     if not path.exists():
         temporary = path.with_suffix(".new")
@@ -155,4 +157,10 @@ def fingerprint_key(path: Path) -> bytes:
             os.fsync(descriptor)
         temporary.rename(path)
         sync_folder(path.parent)
-    return path.read_bytes()
+    key = path.read_bytes()
+    if len(key) != KEY_BYTES:
+        raise OSError(
+            f"{path} has {len(key)} bytes, not {KEY_BYTES}: remove it to have another one made "
+            "(what running jobs with secrets print is then withheld)"
+        )
+    return key

@@ -281,7 +281,7 @@ class FakeEngine:
         call_timeout: seconds after which a call on a stuck container gives up.
         calls: every call with the container or image it was about, in order.
         events_paused: the event streams stay open and silent; what was held back comes after.
-        now: its clock, as far as containers are concerned.
+        now, ahead: its clock, as far as containers are concerned.
         drop_events: events for which it is true never reach a stream that is open; a new
             one may have them replayed.
     """
@@ -293,6 +293,7 @@ class FakeEngine:
         self.calls: list[tuple[str, str]] = []
         self.drop_events: Callable[[Event], bool] = lambda _event: False
         self.now: Callable[[], datetime] = lambda: datetime.now(UTC)
+        self.ahead = 0.0
         self._instance = instance
         self._boxes: dict[str, Box] = {}
         self._committed: dict[str, Image] = {}  # by id, with or without a name

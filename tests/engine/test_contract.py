@@ -92,6 +92,7 @@ async def test_the_engine_tells_its_version_and_its_clock(lab: Lab) -> None:
 
     assert info.version
     assert abs(info.now - datetime.now(UTC).timestamp()) < 30
+    assert lab.engine.ahead == 0.0  # as it is this machine's
 
 
 async def test_calls_about_a_missing_container_say_so_or_do_nothing(lab: Lab) -> None:

@@ -10,6 +10,7 @@ import subprocess
 import tarfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -512,6 +513,21 @@ async def test_an_engine_that_is_frozen_holds_up_no_call(
             ):
                 with pytest.raises(EngineUnavailable, match="in time"):
                     await asyncio.wait_for(call, PATIENCE)
+
+
+@pytest.mark.parametrize("ahead", [-3600.0, 3600.0])
+async def test_how_far_its_clock_is_ahead_is_known_to_the_time_that_an_answer_takes(
+    tmp_path: Path, ahead: float
+) -> None:
+    async def info(_request: web.Request) -> web.Response:
+        now = datetime.now(UTC) + timedelta(seconds=ahead)
+        return web.json_response({"ServerVersion": "1", "SystemTime": now.isoformat()})
+
+    async with _engine_that(info, tmp_path) as engine:
+        began = time.time()
+        await engine.info()
+        taken = time.time() - began
+        assert abs(engine.ahead - ahead) <= taken
 
 
 async def test_events_that_come_while_it_is_asked_make_no_restart(

@@ -135,6 +135,14 @@ async def test_it_connects_again_after_a_cut_and_lists_again(story: Story) -> No
     assert story.told == ["connected", "connected"]  # and not restarted
 
 
+async def test_each_connection_looks_at_the_engines_clock(story: Story) -> None:
+    for number in (1, 2, 3):
+        await story.connections(number)
+        assert [call for call, _ in story.engine.calls].count("info") == number
+        await story.life(f"before cut {number}")
+        story.engine.cut_events()
+
+
 async def test_a_cut_before_any_event_is_no_restart(story: Story) -> None:
     story.engine.cut_events()
     await story.connections(2)

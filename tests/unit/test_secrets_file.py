@@ -1,14 +1,15 @@
 """The file of secrets: read as its owner's alone, read again when it changes, never quoted."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
-from ciworker.domain.secrets import Rule
+from ciworker.domain.secrets import Rule, Secret
 from ciworker.errors import SecretsRefused
 from ciworker.settings import SecretName, Settings
-from ciworker.source.secrets import KEY_BYTES, Secrets, fingerprint_key, rules_of
+from ciworker.source.secrets import KEY_BYTES, Secrets, fingerprint_key, read_secrets, rules_of
 
 VALUE = "s3cret-value"
 
@@ -70,6 +71,21 @@ def test_a_file_that_changes_is_read_again(file: Path) -> None:
     write(new, 'TOKEN = "yet-another-one"')
     new.rename(file)
     assert revealed(secrets, "TOKEN") == "yet-another-one"
+
+
+def test_a_change_while_the_file_is_first_read_is_seen_later(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read(path: Path) -> Mapping[str, Secret]:
+        found = read_secrets(path)
+        write(path, 'TOKEN = "a-longer-value-than-before"')
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr("ciworker.source.secrets.read_secrets", read)
+        secrets = Secrets(file, {})
+
+    assert revealed(secrets, "TOKEN") == "a-longer-value-than-before"
 
 
 @pytest.mark.parametrize("trouble", ["syntax", "access", "gone", "short"])
@@ -169,3 +185,13 @@ def test_the_key_of_fingerprints_is_made_once_and_for_its_owner_alone(tmp_path: 
     assert fingerprint_key(path) == key
     assert path.stat().st_mode & 0o777 == 0o600
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("kept", [b"", b"k" * (KEY_BYTES - 1), b"k" * (KEY_BYTES + 1)])
+def test_a_key_that_is_damaged_is_refused_and_left_as_it_is(tmp_path: Path, kept: bytes) -> None:
+    path = tmp_path / "secrets.key"
+    path.write_bytes(kept)
+
+    with pytest.raises(OSError, match=f"has {len(kept)} bytes, not {KEY_BYTES}: remove it"):
+        fingerprint_key(path)
+    assert path.read_bytes() == kept

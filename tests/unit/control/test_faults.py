@@ -6,11 +6,13 @@ Every test's lab holds, at the end, that no life, task, timer, topic or containe
 import asyncio
 import contextlib
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
 
 import pytest
 
-from ciworker.domain.job import Reason, Status
+from ciworker.domain.arrivals import Arrivals
+from ciworker.domain.job import Job, Reason, Status
 from ciworker.engine import events
 from ciworker.errors import (
     CiworkerError,
@@ -19,7 +21,9 @@ from ciworker.errors import (
     EngineRefused,
     EngineUnavailable,
     ImageMissing,
+    StoreUnavailable,
 )
+from ciworker.store.jobs import Expect, Jobs
 from ciworker.store.meta import LastEvent
 from tests.unit.control.conftest import NewLab
 from tests.unit.control.lab import PATIENCE, Lab, Life
@@ -379,6 +383,37 @@ async def test_what_ended_while_the_worker_was_away_keeps_its_end_where_no_engin
     async with lab.life() as life:
         ended = await life.ended(job)
         assert (ended.reason, ended.exit_code) == (Reason.TESTS_FAILED, 1)
+
+
+async def test_that_lines_may_be_missing_outlives_the_worker_that_saw_it(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It ends before it can record the verdict; the engine's log looks whole to the next one."""
+    with monkeypatch.context() as patch:
+        async with lab.life(clean=False) as life:
+            patch.setattr(Arrivals, "held_up", lambda *_: True)
+            patch.setattr(life.jobs, "move", all_but_ends(life.jobs))
+            job = await life.submit()
+            async with asyncio.timeout(PATIENCE):
+                while not (found := await life.jobs.get(job)) or not found.log_incomplete:
+                    await asyncio.sleep(0.01)
+            assert found.status is Status.RUNNING
+
+    async with lab.life() as life:
+        ended = await life.ended(job)
+        assert (ended.reason, ended.log_incomplete) == (PASSED, True)
+
+
+def all_but_ends(jobs: Jobs) -> Callable[..., Awaitable[Job | None]]:
+    """Moves of jobs, by a store that takes no end."""
+    move = jobs.move
+
+    async def moved(job_id: str, expect: Expect, status: Status, *of: Any, **to: Any) -> Job | None:
+        if status.terminal:
+            raise StoreUnavailable("the disk is full")
+        return await move(job_id, expect, status, *of, **to)
+
+    return moved
 
 
 async def test_a_restart_before_a_container_was_started_costs_its_job_nothing(life: Life) -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from ciworker.control.credentials import Grant
 from ciworker.control.logkeeper import LogKeeper, LogLimits
-from ciworker.domain.job import Reason, Status
+from ciworker.domain.job import Job, Reason, Status
 from ciworker.domain.log import FRAME, PIECE, Line, LogFrame, Skipper, Stream
 from ciworker.domain.masking import Mask
 from ciworker.domain.secrets import Secret
@@ -33,15 +33,22 @@ LATER = JOB.__class__(**{f: getattr(JOB, f) for f in JOB.__slots__} | {"status":
 # --- at every position -----------------------------------------------------------------------
 
 
-def keeper_of(end: LogEnd, *, mask: Mask | None = MASK, withheld: str = "") -> LogKeeper:
+def keeper_of(
+    end: LogEnd,
+    job: Job | None = None,
+    *,
+    mask: Mask | None = MASK,
+    withheld: str = "",
+    left_out: Sequence[str] = (),
+) -> LogKeeper:
     return LogKeeper(
-        JOB if end == LogEnd() else LATER,
+        job or (JOB if end == LogEnd() else LATER),
         writer=LogWriter(cast(Database, None)),
         topic=Topic(),
         end=end,
         limits=LogLimits(2**30, 2**40),
         on_progress=lambda: None,
-        grant=Grant(mask=mask, withheld=withheld),
+        grant=Grant(mask=mask, withheld=withheld, left_out=left_out),
     )
 
 
@@ -179,6 +186,20 @@ async def test_what_stands_before_the_mark_is_masked_too() -> None:
     keeper.feed(OUT, f"tar: {SECRET}: no\n".encode())
 
     assert keeper.preamble == b"tar: ***: no\n"
+
+
+async def test_what_is_left_out_is_said_once_wherever_the_worker_is_killed() -> None:
+    for job in (JOB, LATER):  # before and after it was committed that the job runs
+        first = keeper_of(LogEnd(), job, left_out=["TOKEN had no value"])
+        first.feed(OUT, MARK)
+        said = taken(first)
+        second = keeper_of(end_behind(said), LATER, left_out=["TOKEN had no value"])
+        second.feed(OUT, MARK + b"one\n")
+
+        assert [line.text for line in lines_of([*said, *taken(second)])] == [
+            b"ciworker: TOKEN had no value: it is left out of the job's environment",
+            b"one",
+        ]
 
 
 async def test_lines_that_cannot_be_masked_are_withheld_and_it_is_said_once() -> None:
@@ -398,6 +419,25 @@ async def test_a_data_folder_that_takes_no_key_lets_the_job_wait(lab: Lab) -> No
 
         assert (await life.ended(job)).reason is Reason.PASSED
         assert await life.text(job) == b"***\n"
+
+
+async def test_with_a_pool_a_job_whose_secrets_cannot_be_given_waits_alone(new_lab: NewLab) -> None:
+    entry = {"name": "tea", "image": "fake", "size": 1, "memory": 2**28, "cpus": 1.0}
+    lab = new_lab(pool=(entry,), max_jobs=2)
+    lab.environ["GITHUB_TOKEN"] = SECRET
+    lab.settings.secrets_key.write_bytes(b"cut")
+    async with lab.life(clean=False) as life:
+        await life.resync.run()
+        waiting = await life.submit("echo $GITHUB_TOKEN", secrets=("GITHUB_TOKEN",))
+        behind = await life.submit("echo two")
+        assert (await life.ended(behind)).reason is Reason.PASSED
+        found = await life.jobs.get(waiting)
+        assert found is not None
+        assert found.status is Status.STARTING
+        lab.settings.secrets_key.unlink()
+
+        assert (await life.ended(waiting)).reason is Reason.PASSED
+        assert await life.text(waiting) == b"***\n"
 
 
 async def test_a_setup_has_its_secrets_and_its_environment_depends_on_their_names_alone(

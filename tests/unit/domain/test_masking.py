@@ -4,6 +4,7 @@ import base64
 import json
 import subprocess
 import sys
+import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from urllib.parse import quote, quote_plus
 
@@ -12,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ciworker.domain.log import Cut, LineSplitter, Position
-from ciworker.domain.masking import MASKED, PART, Mask, Read, StreamMask
+from ciworker.domain.masking import MASKED, PART, STEP, Mask, Read, StreamMask
 from ciworker.domain.secrets import Secret
 
 TOKEN = "gh?p/Kä+9 ~zQ&x!w'(T)*"
@@ -51,6 +52,26 @@ def test_a_value_is_masked_in_this_form(form: str) -> None:
     text = f"a={QUOTERS[form](TOKEN)};b".encode()
 
     assert mask(TOKEN).masked(text) == b"a=***;b"
+
+
+QUOTABLE = 'gh?p/Kä+9<"~&>\\u00e4Q'
+AS_JSON = {
+    "Python's": r"gh?p/K\u00e4+9<\"~&>\\u00e4Q",
+    "JavaScript's": r"gh?p/Kä+9<\"~&>\\u00e4Q",
+    "Go's": r"gh?p/Kä+9\u003c\"~\u0026\u003e\\u00e4Q",
+    "Rails', ASCII alone": r"gh?p/K\u00e4+9\u003c\"~\u0026\u003e\\u00e4Q",
+    "PHP's": r"gh?p\/K\u00e4+9<\"~&>\\u00e4Q",
+    "PHP's, Unicode unescaped": r"gh?p\/Kä+9<\"~&>\\u00e4Q",
+    "Jackson's, ASCII alone": r"gh?p/K\u00E4+9<\"~&>\\u00e4Q",
+    "capitals, safe in HTML": r"gh?p/Kä+9\u003C\"~\u0026\u003E\\u00e4Q",
+}
+
+
+@pytest.mark.parametrize("encoder", AS_JSON)
+def test_a_value_is_masked_in_the_json_of(encoder: str) -> None:
+    shown = mask(QUOTABLE).masked(f'{{"a":"{AS_JSON[encoder]}"}}'.encode())
+
+    assert shown == b'{"a":"***"}'
 
 
 @pytest.mark.parametrize("before", ["", "u", "us", "use", "user:"])
@@ -113,6 +134,36 @@ def test_a_long_value_is_one_mask_and_a_part_of_it_is_masked_too() -> None:
 
     assert masks.masked(f"<{value}>".encode()) == b"<***>"
     assert MASKED in masks.masked(value[1000 : 1000 + 2 * PART].encode())
+
+
+@pytest.mark.parametrize("size", [2 * PART + 1, 2 * PART + 2, 150, 400, 2001])
+@pytest.mark.parametrize("before", [0, 55, 117])
+def test_of_a_long_value_that_a_program_wraps_next_to_nothing_is_left(
+    size: int, before: int
+) -> None:
+    """At `COLUMNS`, as rich, click and textwrap do; a row of few characters may stay."""
+    value = base64.b85encode(bytes(n * n % 251 for n in range(size)))[:size].decode()
+    rows = textwrap.wrap("." * before + value, 120, drop_whitespace=False)
+    assert "".join(rows) == "." * before + value
+
+    shown = mask(value).masked("\n".join(rows).encode()).decode()
+
+    for row, left in zip(rows, shown.split("\n"), strict=True):
+        own = len(row.lstrip("."))
+        assert own < PART + STEP or len(left.lstrip(".").replace("***", "")) < 2 * STEP
+
+
+@pytest.mark.parametrize("place", [0, 1, 30, 58, 59, 400, 799])
+@pytest.mark.parametrize("size", [60, 800])
+def test_a_character_that_a_frame_of_the_engine_split_far_into_a_value_hides_nothing(
+    size: int, place: int
+) -> None:
+    text = "".join(chr(ord("a") + n * n % 26) for n in range(size))
+    place = min(place, size - 1)
+    value = f"{text[:place]}ä{text[place + 1 :]}"
+
+    in_engine = value.replace("ä", "\ufffd\ufffd").encode()
+    assert mask(value).masked(b"<" + in_engine + b">") == b"<***>"
 
 
 def test_a_character_that_a_frame_of_the_engine_split_hides_nothing() -> None:
