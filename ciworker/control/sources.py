@@ -11,14 +11,14 @@ from dataclasses import dataclass, replace
 
 from ciworker.control.fetchlog import FetchLog
 from ciworker.control.keys import DISPATCH, job_key
-from ciworker.control.life import Life
+from ciworker.control.life import Life, let_go
 from ciworker.control.look import Look
 from ciworker.control.parts import Parts
 from ciworker.domain.git import parse_remote
 from ciworker.domain.job import Git, Job, Spec
 from ciworker.domain.jobfile import resolve
 from ciworker.domain.secrets import check_secrets
-from ciworker.errors import Invalid, SourceFailed, StoreUnavailable
+from ciworker.errors import Invalid, SourceFailed
 from ciworker.source.access import access_to
 from ciworker.source.archive import ArchiveRefused, SpoolCorrupt, Workspace
 from ciworker.source.bounds import bounds_of, tree_limits
@@ -31,7 +31,6 @@ from ciworker.units import format_size
 
 MOST_FETCHES = 4  # at once
 RETRY = 1.0
-STORE_WAIT = 5.0
 SHOWN = 12  # characters of a commit that people see
 
 
@@ -55,17 +54,22 @@ class Sources:
         self._free = asyncio.Semaphore(MOST_FETCHES)
 
     async def fetch(self, look: Look) -> bool:
-        """See that the tree is being fetched."""
+        """See that the tree is being fetched.
+
+        Raises:
+            StoreUnavailable: lines of a fetch that failed still wait for the store.
+        """
         job, life = look.job, look.life
-        if life.fetch_task is not None:
+        if life.fetch_task is not None and not life.fetch_task.done():
             return False
+        await self.let_go(life)  # lines are counted on from what is stored
         end = await self._logs.end(job.id)
         log = FetchLog(job.id, self._feed.topic(job.id), self._writer, end)
         life.fetch_log = log
         life.fetch_task = self._supervisor.spawn(
             self._run(job, life, log),
             name=f"fetch {job.id}",
-            on_error=lambda: self._again_later(job, life),
+            on_error=lambda: self._queue.add_after(job_key(job.id), RETRY),
         )
         return False
 
@@ -75,20 +79,8 @@ class Sources:
         Raises:
             StoreUnavailable: lines still wait for the store.
         """
-        if life.fetch_log is None or life.fetch_task is None:
-            return
-        life.fetch_task.cancel()
-        await asyncio.wait([life.fetch_task])
-        try:
-            async with asyncio.timeout(STORE_WAIT):
-                await life.fetch_log.abandoned()
-        except TimeoutError:
-            raise StoreUnavailable("lines of the fetch wait for the store") from None
+        await let_go(life.fetch_log, life.fetch_task)
         life.fetch_log = life.fetch_task = None
-
-    def _again_later(self, job: Job, life: Life) -> None:
-        life.fetch_log = life.fetch_task = None
-        self._queue.add_after(job_key(job.id), RETRY)
 
     async def _run(self, job: Job, life: Life, log: FetchLog) -> None:
         """Fetch, show what git says, record what came of it; all lines are stored before that."""
