@@ -1,5 +1,7 @@
 """Tells forges how the jobs of their commits stand.
 
+Only those that a hook made: what else is submitted may name any commit, and a command of its own.
+
 A message says only which job: what is sent is how that stands when it is sent, so that a message
 that was held up never puts a status back.
 """
@@ -38,9 +40,9 @@ class Statuses:
         self._public, self._secret = settings.public_url, secret
 
     def tell(self, job: Job, _at: datetime) -> Sequence[Message]:
-        """One for the forge, once it is known which commit that is."""
+        """One for the forge whose hook made the job, once its commit is pinned."""
         git = job.spec.git
-        if git is None or git.commit is None or not self._hosts:
+        if git is None or git.commit is None or "hook" not in job.source:
             return ()
         place = parse_remote(git.url).place
         if place not in self._hosts:

@@ -17,6 +17,7 @@ from ciworker.web.hooks import MOST_BODY
 from tests.driver import DEADLINE, Worker, command
 from tests.e2e.conftest import running
 from tests.forge import EVENTS, SECRETS, FromForge, delivery
+from tests.gitjobs import post
 from tests.gitservers import Authority, Https, https
 from tests.receiver import Receiver, receiving
 from tests.repositories import Made, made
@@ -282,6 +283,19 @@ async def test_the_forge_is_told_how_the_commits_job_stands(tea: Tea) -> None:
         "target_url": f"{PUBLIC}/jobs/{job['id']}",
     }
     assert last.headers["authorization"] == f"Bearer {TOKEN}"
+
+
+async def test_a_job_of_the_same_commit_that_no_hook_made_is_told_nobody(tea: Tea) -> None:
+    commit = tea.repository.commit({**FILES, "more.txt": "by a token"})
+    wanted = {"git": {"url": tea.https.url("acme/tea.git"), "ref": commit}, "run": "true"}
+    _, made = await post(tea.worker, wanted)
+    job = await tea.worker.wait(made["id"])
+    assert (job["reason"], job["spec"]["git"]["commit"]) == ("passed", commit)
+    _, answer = await tea.send(delivery(Forge.GITHUB, "push", commit))
+    by_hook = await tea.worker.wait(answer["jobs"][0])
+    _, page = await tea.worker.call("GET", "/webhooks/deliveries?limit=500")
+    told = {item["job"] for item in page["items"]}
+    assert told & {job["id"], by_hook["id"]} == {by_hook["id"]}
 
 
 async def test_a_status_that_was_held_up_says_how_the_job_stands_by_then(tea: Tea) -> None:
