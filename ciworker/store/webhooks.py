@@ -103,11 +103,15 @@ class Deliveries:
             raise Unknown(f"there is no delivery {delivery_id[:50]!r}: see `ciworker webhook list`")
         return _delivery(rows[0])
 
-    async def page(self, limit: int, state: DeliveryState | None = None) -> Sequence[Delivery]:
-        """Newest first."""
+    async def page(
+        self, limit: int, state: DeliveryState | None = None, *, failed: bool = False
+    ) -> Sequence[Delivery]:
+        """Newest first. failed: only those whose last try did."""
         query = sql_select(*_ROWS.columns).order_by(col(WebhookDeliveryRow.id).desc()).limit(limit)
         if state is not None:
             query = query.where(col(WebhookDeliveryRow.state) == state.value)
+        if failed:
+            query = query.where(col(WebhookDeliveryRow.error).is_not(None))
         return [_delivery(row) for row in await self._database.table(query)]
 
     async def backlogs(self) -> Sequence[Backlog]:

@@ -329,6 +329,21 @@ async def test_a_status_that_the_forge_refuses_for_good_is_given_up(tea: Tea) ->
     assert found["error"] == "the receiver answered 422: it takes no such message"
 
 
+async def test_doctor_tells_of_a_token_that_the_forge_shows_no_repository_to(tea: Tea) -> None:
+    """Such a status is given up at once: the forge says 404, as of a commit that is not there."""
+    tea.api.status = 404
+    try:
+        commit = tea.repository.commit({**FILES, "more.txt": "not shown"})
+        _, answer = await tea.send(delivery(Forge.GITHUB, "push", commit))
+        await tea.delivery(answer["jobs"][0], "given_up", lambda _: True)
+        await tea.worker.wait(answer["jobs"][0])
+    finally:
+        tea.api.status = 204
+    _, out, _ = await command("ciworker", "doctor", env=tea.worker.environment)
+    assert f"FAIL  statuses at {tea.https.place}: " in out.decode()
+    assert "the receiver answered 404" in out.decode()
+
+
 async def test_a_rule_whose_repository_cannot_be_fetched_starts_no_worker(tea: Tea) -> None:
     rule = {"forge": "github", "repository": "ext::sh -c x", "secret": "X"}
     env = tea.worker.environment | {"CIWORKER_HOOKS": json.dumps([rule])}
