@@ -79,7 +79,7 @@ class Backlog:
 
 
 class Deliveries:
-    """The messages of one database. `on_change` is called when there is something new to send."""
+    """The messages of one database. `on_change` is called when somebody wants one to be sent."""
 
     def __init__(self, database: Database, on_change: Callable[[], None]) -> None:
         self._database = database
