@@ -234,6 +234,33 @@ async def test_a_receiver_that_never_answers_is_not_waited_for_and_holds_up_no_o
     assert failed.error == "no answer within 0.3 s"
 
 
+@pytest.mark.parametrize(
+    ("answer", "told"),
+    [
+        (b"garbage\r\n\r\n", "ClientResponseError"),
+        (b"HTTP/1.1 301 x\r\nLocation: /s3cret~path\r\n", "ServerDisconnectedError"),
+    ],
+)
+async def test_what_a_receiver_answers_that_speaks_no_http_tells_nothing_of_its_address(
+    tmp_path: Path, database: Database, answer: bytes, told: str
+) -> None:
+    """aiohttp's error has the URL, but not as the settings write it."""
+
+    async def answering(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(answer)
+        writer.close()
+
+    server = await asyncio.start_server(answering, "127.0.0.1", 0)
+    async with server:
+        port = server.sockets[0].getsockname()[1]
+        url = f"http://LOCALHOST:{port}/s3cret%7Epath?key=s3cret"
+        desk = Desk(tmp_path, database, {"tea": {"url": url}})
+        async with desk.at_work():
+            failed = await desk.until(await desk.tell(), PENDING, tries=1)
+    assert failed.error == told
+
+
 async def test_a_deliverer_that_is_cut_off_in_mid_call_tells_it_again_with_the_same_id(
     desk: Desk, receiver: Receiver
 ) -> None:
