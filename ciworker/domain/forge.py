@@ -60,12 +60,22 @@ _DELIVERY_HEADERS = {
     Forge.GITLAB: ("idempotency-key", "x-gitlab-event-uuid"),
     Forge.FORGEJO: ("x-forgejo-delivery", "x-gitea-delivery"),
 }
+_SIGNATURE_HEADERS = {
+    Forge.GITHUB: ("x-hub-signature-256",),
+    Forge.GITLAB: ("webhook-signature", "x-gitlab-token"),
+    Forge.FORGEJO: ("x-forgejo-signature", "x-gitea-signature"),
+}
 _NEW_COMMITS = {"opened", "open", "reopened", "reopen", "synchronize", "synchronized"}
 
 
 def delivery_id(forge: Forge, headers: Mapping[str, str]) -> str | None:
     """Names a delivery, however often it is sent. headers: by lower-case name."""
     return _first(headers, _DELIVERY_HEADERS[forge])
+
+
+def is_signed(forge: Forge, headers: Mapping[str, str]) -> bool:
+    """Whether there is anything that may authenticate a delivery. headers: by lower-case name."""
+    return _first(headers, _SIGNATURE_HEADERS[forge]) is not None
 
 
 def signs_bodies(forge: Forge, headers: Mapping[str, str]) -> bool:
@@ -88,9 +98,8 @@ def is_authentic(
     if forge is Forge.GITLAB:
         return _is_gitlabs(headers, body, secret, now)
     digest = hmac.new(secret.encode(), body, hashlib.sha256).hexdigest()
-    if forge is Forge.GITHUB:
-        return _same(f"sha256={digest}", headers.get("x-hub-signature-256"))
-    return _same(digest, _first(headers, ("x-forgejo-signature", "x-gitea-signature")))
+    wanted = f"sha256={digest}" if forge is Forge.GITHUB else digest
+    return _same(wanted, _first(headers, _SIGNATURE_HEADERS[forge]))
 
 
 def _is_gitlabs(headers: Mapping[str, str], body: bytes, secret: str, now: float) -> bool:

@@ -265,6 +265,21 @@ async def test_what_is_no_delivery_is_refused_in_words(tea: Tea) -> None:
         assert "github, gitlab, forgejo" in await answer.text()
 
 
+@pytest.mark.parametrize("forge", Forge)
+async def test_of_what_nobody_signed_no_body_is_read(tea: Tea, forge: Forge) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", tea.worker.port)
+    try:
+        writer.write(
+            f"POST /api/v1/hooks/{forge} HTTP/1.1\r\nHost: 127.0.0.1:{tea.worker.port}\r\n"
+            f"Content-Type: application/json\r\nContent-Length: {MOST_BODY}\r\n\r\n{{".encode()
+        )
+        async with asyncio.timeout(DEADLINE):
+            answer = await reader.readuntil(b"\r\n\r\n")
+    finally:
+        writer.close()
+    assert answer.startswith(b"HTTP/1.1 401 ")
+
+
 async def test_the_forge_is_told_how_the_commits_job_stands(tea: Tea) -> None:
     commit = tea.repository.commit({**FILES, "more.txt": "told"})
     _, answer = await tea.send(delivery(Forge.GITHUB, "push", commit))

@@ -14,6 +14,7 @@ from ciworker.domain.forge import (
     change_of,
     delivery_id,
     is_authentic,
+    is_signed,
     signs_bodies,
     status_call,
     token_header,
@@ -50,12 +51,14 @@ def test_a_recorded_delivery_means_its_commit(forge: Forge, event: str) -> None:
 @pytest.mark.parametrize("forge", Forge)
 def test_who_knows_the_secret_is_the_forge_and_nobody_else(forge: Forge) -> None:
     sent = delivery(forge, "push", COMMIT)
+    assert is_signed(forge, sent.lower)
     assert authentic(sent, SECRETS[forge])
     assert not authentic(sent, "another")
     assert not authentic(sent.signed("another"), SECRETS[forge])
     assert not authentic(sent.signed(""), SECRETS[forge])
     sent.headers = {"Content-Type": "application/json"}
     assert not authentic(sent, SECRETS[forge])
+    assert not is_signed(forge, sent.lower)
 
 
 @pytest.mark.parametrize("forge", [Forge.GITHUB, Forge.FORGEJO])
@@ -87,6 +90,7 @@ def gitlab_signed(at: float = NOW, secret: str = SECRET) -> FromForge:
 
 def test_gitlabs_signing_token_is_one_of_standard_webhooks_and_old_ones_do_not_count() -> None:
     sent = gitlab_signed()
+    assert is_signed(Forge.GITLAB, {"webhook-signature": sent.headers["webhook-signature"]})
     assert signs_bodies(Forge.GITLAB, sent.lower)
     assert not signs_bodies(Forge.GITLAB, delivery(Forge.GITLAB, "push", COMMIT).lower)
     assert authentic(sent, SECRET)
