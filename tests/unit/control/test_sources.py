@@ -186,6 +186,46 @@ async def test_more_than_a_few_wait_for_their_turn(
         assert {(await life.ended(job)).reason for job in (first, second)} == {Reason.PASSED}
 
 
+async def test_whose_turn_it_is_follows_from_priority_then_age_and_who_waits_costs_no_task(
+    lab: Lab, repo: Made, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources, "MOST_FETCHES", 1)
+    for branch in ("first", "old", "young", "urgent"):
+        repo.commit({"leaf.txt": branch}, branch=branch)
+    wanted = (("first", 0), ("old", 0), ("young", 0), ("urgent", 5))
+    async with lab.life() as life:
+        jobs = [replace(git_job(lab, repo, ref=ref), priority=rank) for ref, rank in wanted]
+        for job in jobs:
+            await submitted(life, job)
+            await waited(gate.reached)
+        async with asyncio.timeout(PATIENCE):
+            while len(life.controller._steps._sources._turns._waiting) < 3:
+                await asyncio.sleep(0.005)
+        fetching = [task for task in asyncio.all_tasks() if task.get_name().startswith("fetch ")]
+        assert len(fetching) == 1
+        assert gate.asked == ["first"]
+        gate.open.set()
+        assert {(await life.ended(job.id)).reason for job in jobs} == {Reason.PASSED}
+        assert gate.asked == ["first", "urgent", "old", "young"]
+
+
+async def test_below_min_free_nothing_is_fetched_until_there_is_room(
+    tmp_path: Path, engine: FakeEngine, repo: Made, gate: Gate
+) -> None:
+    gate.open.set()
+    full = Lab(tmp_path / "data", engine, **settings(tmp_path), min_free="100%")
+    async with full.life(clean=False) as life:
+        job_id = await submitted(life, git_job(full, repo))
+        async with asyncio.timeout(PATIENCE):
+            while not life.controller._failures.get(job_key(job_id)):
+                await asyncio.sleep(0.005)
+        assert gate.asked == []
+        assert await text(life, job_id) == ""
+    async with Lab(tmp_path / "data", engine, **settings(tmp_path)).life() as life:
+        assert (await life.ended(job_id)).reason is Reason.PASSED
+    assert gate.asked == ["main"]
+
+
 async def test_a_fetch_that_takes_too_long_is_ended(
     tmp_path: Path, engine: FakeEngine, repo: Made, gate: Gate
 ) -> None:
