@@ -13,7 +13,7 @@ import orjson
 
 from ciworker import __version__
 from ciworker.control.deliveries import NotYet, Request, Undeliverable
-from ciworker.domain.forge import Forge, api_of, status_call, token_header
+from ciworker.domain.forge import Forge, api_of, hook_event, status_call, token_header
 from ciworker.domain.git import Remote, parse_remote
 from ciworker.domain.job import Job
 from ciworker.domain.webhook import Delivery, DeliveryKind, Message
@@ -42,7 +42,7 @@ class Statuses:
     def tell(self, job: Job, _at: datetime) -> Sequence[Message]:
         """One for the forge whose hook made the job, once its commit is pinned."""
         git = job.spec.git
-        if git is None or git.commit is None or "hook" not in job.source:
+        if git is None or git.commit is None or hook_event(job) is None:
             return ()
         place = parse_remote(git.url).place
         if place not in self._hosts:
@@ -53,13 +53,16 @@ class Statuses:
         """How the job stands now.
 
         Raises:
-            Undeliverable: the job or the host is gone. NotYet: its token has no value.
+            Undeliverable: the job or the host is gone, or no hook made the job.
+            NotYet: the host's token has no value.
         """
         message = delivery.message
         job = await jobs.current(message.job) if message.job else None
         host = self._hosts.get(message.endpoint)
         if job is None or job.spec.git is None or job.spec.git.commit is None:
             raise Undeliverable("the job was removed meanwhile")
+        if hook_event(job) is None:  # a message from before only these were told of
+            raise Undeliverable("the job was made by no hook")
         if host is None or host.forge is None or host.status_token is None:
             raise Undeliverable(f"git_hosts has no status_token for {message.endpoint} any more")
         token = self._secret(host.status_token)

@@ -293,7 +293,7 @@ async def test_the_forge_is_told_how_the_commits_job_stands(tea: Tea) -> None:
     last = told[-1]
     assert last.json == {
         "state": "failure",
-        "context": "ciworker",
+        "context": "ciworker/push",
         "description": job["message"],
         "target_url": f"{PUBLIC}/jobs/{job['id']}",
     }
