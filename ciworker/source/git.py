@@ -180,14 +180,22 @@ class Repository:
     async def write_tree(self, commit: str, subdirectory: str | None, take: Take) -> None:
         """Hand the tar of a fetched commit's tree, or of a folder in it, to `take`, in pieces."""
         name = f"{commit}:{subdirectory}" if subdirectory else commit
+        if subdirectory:
+            await self._check_folder(name, subdirectory)
         try:
             await self._run(("archive", "--format=tar", name), take)
         except _GitFailed as failed:
-            if subdirectory:
-                raise SourceFailed(
-                    f"the commit has no folder {subdirectory} (git: {shortened(failed.said)})"
-                ) from failed
             raise self._explained(failed, commit) from failed
+
+    async def _check_folder(self, name: str, subdirectory: str) -> None:
+        try:
+            kind = await self._run(("cat-file", "-t", name))
+        except _GitFailed as failed:
+            raise SourceFailed(
+                f"the commit has no folder {subdirectory} (git: {shortened(failed.said)})"
+            ) from failed
+        if kind != "tree":
+            raise SourceFailed(f"the commit has no folder {subdirectory}: that is no folder")
 
     async def _fetch_commit(self, commit: str) -> Pinned:
         remote = self._access.remote

@@ -170,7 +170,9 @@ _UNADVERTISED = re.compile(r"unadvertised object")
 _AMBIGUOUS = re.compile(r"is ambiguous")
 _ADVICE: Sequence[tuple[re.Pattern[str], str]] = (
     (
-        re.compile(r"Authentication failed|could not read (?:Username|Password)|HTTP 40[13]|403"),
+        re.compile(
+            r"Authentication failed|could not read (?:Username|Password)|HTTP 40[13]|error: 403"
+        ),
         "{place} wants other credentials: {credential}",
     ),
     (
@@ -186,7 +188,7 @@ _ADVICE: Sequence[tuple[re.Pattern[str], str]] = (
         "{place} cannot be trusted: name its ca_file in git_hosts",
     ),
     (
-        re.compile(r"redirect|\b30[1278]\b"),
+        re.compile(r"redirect|error: 30[1278]\b"),
         "{place} redirects, which is not followed: name the repository's own URL",
     ),
     (
@@ -231,10 +233,18 @@ def explain(access: Access, said: str) -> str:
         "credential": _credential(access),
         "agent": _agent(access),
     }
+    own = _without_url(access.remote, said)
     for pattern, advice in _ADVICE:
-        if pattern.search(said):
+        if pattern.search(own):
             return f"{advice.format(**names)} (git: {shortened(said)})"
     return f"git could not fetch it: {shortened(said)}"
+
+
+def _without_url(remote: Remote, said: str) -> str:
+    """git's own words: a repository, or its host, may be called after what goes wrong."""
+    for text in (remote.url, remote.path, remote.host):
+        said = re.sub(rf"(?<![\w.-]){re.escape(text)}(?![\w.-])", "", said)
+    return said
 
 
 def too_large(max_bytes: int) -> str:

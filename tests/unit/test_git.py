@@ -202,8 +202,19 @@ async def test_a_folder_of_the_tree_can_be_the_tree(repo: Made, fetcher: Fetcher
     assert workspace.names == {"b", ".ciworker.toml"}
     with pytest.raises(SourceFailed, match="the commit has no folder none"):
         await fetcher.tree(repo.url, subdirectory="none")
-    with pytest.raises(SourceFailed, match="the commit has no folder a"):
+    with pytest.raises(SourceFailed, match="the commit has no folder a: that is no folder"):
         await fetcher.tree(repo.url, subdirectory="a")
+
+
+async def test_what_else_fails_of_a_folder_is_not_said_to_be_missing(
+    repo: Made, fetcher: Fetcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repo.commit({"cup/b": "2"})
+    before = 'case " $* " in *" archive "*) echo "fatal: no cup is clean" >&2; exit 1;; esac'
+    monkeypatch.setenv("PATH", replaced_git(fetcher, before))
+    with pytest.raises(SourceFailed) as failed:
+        await fetcher.tree(repo.url, subdirectory="cup")
+    assert str(failed.value) == "git could not fetch it: fatal: no cup is clean"
 
 
 # what repositories bring along
@@ -511,6 +522,15 @@ async def test_much_that_git_says_is_cut(
 
 
 # small things
+
+
+def replaced_git(fetcher: Fetcher, before: str) -> str:
+    """A PATH whose git runs these lines of shell before the real one."""
+    script = fetcher.folder.parents[2] / "bin" / "git"
+    script.parent.mkdir()
+    script.write_text(f'#!/bin/sh\n{before}\nexec {shutil.which("git")} "$@"\n')
+    script.chmod(0o755)
+    return f"{script.parent}:{os.environ['PATH']}"
 
 
 def alike(repo: Made) -> tuple[str, str]:
