@@ -26,6 +26,7 @@ from ciworker.source.gitcommand import (
     ASKPASS_SCRIPT,
     ATTRIBUTES,
     DESCRIPTOR,
+    FETCH,
     HISTORY,
     KNOWN_HOSTS,
     REPOSITORY,
@@ -309,7 +310,7 @@ class Repository:
     ) -> AsyncIterator[asyncio.subprocess.Process]:
         """git, which is killed with its children at the end of the block, if it has not ended."""
         environment, inherited = dict(self._environment), tuple[int, ...]()
-        if self._access.token is not None:
+        if self._access.token is not None and words[0] == FETCH:
             inherited = (_filled_pipe(self._access.token),)
             environment[DESCRIPTOR] = str(inherited[0])
         try:

@@ -19,6 +19,7 @@ HISTORY = "history.git"
 KNOWN_HOSTS = "known_hosts"
 ASKPASS = "askpass"
 DESCRIPTOR = "CIWORKER_TOKEN_DESCRIPTOR"
+FETCH = "fetch"  # the only one of git's commands that speaks to the host
 
 # The password comes by a pipe that git's children inherit: a command line or an environment could
 # be read in /proc, a file might stay. The user's name is an option, so nothing else is asked for.
@@ -136,17 +137,17 @@ def known_hosts(access: Access) -> str:
 
 def fetch_words(remote: Remote, ref: str) -> Sequence[str]:
     """Fetch what one ref names, without its history."""
-    return ("fetch", *_QUIETLY, "--depth=1", "--end-of-options", remote.url, ref)
+    return (FETCH, *_QUIETLY, "--depth=1", "--end-of-options", remote.url, ref)
 
 
 def everything_words(remote: Remote) -> Sequence[str]:
     """Fetch all that leads to branches and tags."""
-    return ("fetch", *_QUIETLY, "--end-of-options", remote.url, *EVERYTHING)
+    return (FETCH, *_QUIETLY, "--end-of-options", remote.url, *EVERYTHING)
 
 
 def history_words(remote: Remote) -> Sequence[str]:
     """Fetch the commits of all branches and tags, without their trees where the host can do so."""
-    return ("fetch", *_QUIETLY, "--filter=tree:0", "--end-of-options", remote.url, *EVERYTHING)
+    return (FETCH, *_QUIETLY, "--filter=tree:0", "--end-of-options", remote.url, *EVERYTHING)
 
 
 EVERYTHING = ("+refs/heads/*:refs/heads/*", "+refs/tags/*:refs/tags/*")

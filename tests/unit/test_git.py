@@ -481,6 +481,21 @@ async def test_a_token_is_nowhere_but_with_its_host(served: Served, tmp_path: Pa
     assert not [process for process in Path("/proc").iterdir() if is_in(process, fetcher)]
 
 
+async def test_a_token_goes_to_the_fetch_and_to_no_other_git(
+    served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fetcher, log = Fetcher(tmp_path, git_hosts=served.hosts()), tmp_path / "words"
+    fetcher.secrets = {"T": PASSWORD}
+    before = f'echo "${{CIWORKER_TOKEN_DESCRIPTOR:-none}}" "$@" >> {log}'
+    monkeypatch.setenv("PATH", replaced_git(fetcher, before))
+    await fetcher.tree(served.https.url("private/tea.git"), subdirectory=None)
+    told = [line.split() for line in log.read_text().splitlines()]
+    ours = [line for line in told if "--git-dir=repository.git" in line]  # not the server's
+    commands = {"init", "fetch", "rev-parse", "archive"}
+    assert commands <= {word for line in ours for word in line}
+    assert [commands & {*line} for line in ours if line[0] != "none"] == [{"fetch"}]
+
+
 async def test_a_token_that_the_host_repeats_is_masked(served: Served, tmp_path: Path) -> None:
     fetcher = Fetcher(tmp_path, git_hosts=served.hosts())
     fetcher.secrets = {"T": PASSWORD}
