@@ -16,7 +16,7 @@ from ciworker.control.deliveries import NotYet, Request, Undeliverable
 from ciworker.domain.forge import Forge, api_of, hook_event, status_call, token_header
 from ciworker.domain.git import Remote, parse_remote
 from ciworker.domain.job import Job
-from ciworker.domain.webhook import Delivery, DeliveryKind, Message
+from ciworker.domain.webhook import Delivery, DeliveryKind, Message, page_of
 from ciworker.settings import GitHost, Settings
 from ciworker.store.jobs import Jobs
 
@@ -75,9 +75,8 @@ class Statuses:
         assert job.spec.git is not None
         assert job.spec.git.commit is not None
         forge = Forge(host.forge)
-        page = f"{self._public}/jobs/{job.id}" if self._public else None
-        path = remote.path.strip("/").removesuffix(".git")
-        call = status_call(forge, path, job.spec.git.commit, job, page)
+        page = page_of(job, self._public)
+        call = status_call(forge, remote.full_name, job.spec.git.commit, job, page)
         headers = {
             "Content-Type": "application/json",
             "Accept": "application/json",

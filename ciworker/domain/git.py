@@ -98,6 +98,11 @@ class Remote:
         return self.path.rstrip("/").rpartition("/")[2].removesuffix(".git")[:MAX_NAME] or self.host
 
     @property
+    def full_name(self) -> str:
+        """What a forge calls the repository: its owners and its name."""
+        return self.path.strip("/").removesuffix(".git")
+
+    @property
     def _bracketed(self) -> str:
         return f"[{self.host}]" if ":" in self.host else self.host
 

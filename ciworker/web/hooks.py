@@ -146,9 +146,9 @@ def _payload(request: web.Request, body: bytes) -> object:
 
 
 def _concerns(rule: HookRule, change: Change) -> bool:
-    path = parse_remote(rule.repository).path.strip("/").removesuffix(".git").lower()
+    name = parse_remote(rule.repository).full_name.lower()
     allowed = rule.forks or not change.fork
-    return path == change.repository and change.event in rule.events and allowed
+    return name == change.repository and change.event in rule.events and allowed
 
 
 def _keys(rule: HookRule, headers: Mapping[str, str], body: bytes) -> Sequence[str]:

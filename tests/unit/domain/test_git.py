@@ -45,6 +45,19 @@ def test_a_url_is_put_together_again(url: str, given: str | None, place: str, na
 @pytest.mark.parametrize(
     "url",
     [
+        "https://h/acme/tea.git",
+        "https://h:8443/acme/tea/",
+        "git@h:acme/tea.git",
+        "ssh://h/acme/tea",
+    ],
+)
+def test_a_forge_knows_a_repository_by_owner_and_name(url: str) -> None:
+    assert parse_remote(url).full_name == "acme/tea"
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
         "", "x", "/srv/x.git", "../x", "C:/x", "h:x", "--upload-pack=touch /tmp/x", "-x",
         "ext::sh -c touch% x", "fd::17", "transport::https://h/x", "https::https://h/x",
         "http://h/x", "git://h/x", "ftp://h/x", "ssh+git://h/x",
