@@ -6,14 +6,14 @@ import os
 import shutil
 import socket
 import tarfile
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ciworker.domain.git import parse_remote
+from ciworker.domain.git import Remote, parse_remote
 from ciworker.errors import SourceFailed
 from ciworker.settings import GitHost, Settings
 from ciworker.source import git as module
@@ -272,14 +272,10 @@ async def test_what_a_parser_let_through_git_would_not_run(
 ) -> None:
     """The second line: no transport but the remote's, and no option where its URL stands."""
     evil = url.format(canary=canary)
-    monkeypatch.setattr(module, "fetch_words", lambda _, ref: words_for(evil, ref))
+    monkeypatch.setattr(Remote, "url", property(lambda _: evil))
     (fetcher.folder.parents[2] / name).mkdir()
     await fetcher.why_not(f"file://{fetcher.folder.parents[2] / name}")
     assert not canary.exists()
-
-
-def words_for(url: str, ref: str) -> Sequence[str]:
-    return ("fetch", "--depth=1", "--end-of-options", url, ref)
 
 
 async def test_symlinks_out_of_the_tree_are_refused_as_in_an_upload(
@@ -310,6 +306,26 @@ async def test_many_small_files_are_counted_together(
     monkeypatch.setattr(module, "LOOK", 0.0)
     monkeypatch.setattr(module, "_size_of", lambda _: 2**20 + 1)
     assert "max_git" in await Fetcher(tmp_path, max_git=2**20).why_not(repo.url)
+
+
+def test_the_size_of_a_folder_is_what_all_its_files_take_on_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, room = 64 * 1024, 32 * 1024
+    for name in ("a", "b/c", "b/d/e"):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        with path.open("wb") as file:
+            file.write(os.urandom(one))
+            file.flush()
+            os.fsync(file.fileno())
+    (tmp_path / "dangling").symlink_to("/none")
+    with (tmp_path / "sparse").open("wb") as file:
+        file.truncate(2**30)
+    assert 3 * one <= module._size_of(tmp_path) < 3 * one + room
+    walk = [(str(tmp_path), ["b"], ["a", "gone"]), (f"{tmp_path}/left", [], ["x"])]
+    monkeypatch.setattr(os, "walk", lambda _: iter(walk))
+    assert one <= module._size_of(tmp_path) < one + room
 
 
 async def test_what_unfolds_beyond_its_bound_is_refused(repo: Made, fetcher: Fetcher) -> None:
