@@ -134,8 +134,8 @@ class Store:
     deliveries: Deliveries
 
 
-def _store(database: Database, tell: Tell) -> Store:
-    """tell: what others are told of a change."""
+def _store(database: Database, tell: Tell, hurry: Callable[[], None]) -> Store:
+    """tell: what others are told of a change. hurry: called when they are to be told on demand."""
     logs, outbound = LogReader(database), Signal()
     feed, tokens = Feed(logs), Tokens(database)
     return Store(
@@ -153,7 +153,7 @@ def _store(database: Database, tell: Tell) -> Store:
         retention=Retention(database),
         intent=PoolIntent(database),
         outbound=outbound,
-        deliveries=Deliveries(database, on_change=outbound.fire),
+        deliveries=Deliveries(database, on_change=hurry),
     )
 
 
@@ -275,7 +275,11 @@ class Worker:
     async def _run(self, database: Database, engine: DockerEngine, instance: str) -> None:
         secret = self._secrets.text
         webhooks, statuses = Webhooks(self._settings, secret), Statuses(self._settings, secret)
-        store = _store(database, lambda job, at: [*webhooks.tell(job, at), *statuses.tell(job, at)])
+        store = _store(
+            database,
+            lambda job, at: [*webhooks.tell(job, at), *statuses.tell(job, at)],
+            hurry=lambda: deliverer.hurry(),  # noqa: PLW0108 # made below, from the store
+        )
         first = await _first_token(self._settings, store.tokens)
         await _remove_unowned_spool_files(self._settings, store.jobs)
         await asyncio.to_thread(shutil.rmtree, self._settings.fetches, ignore_errors=True)

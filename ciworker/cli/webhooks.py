@@ -1,7 +1,8 @@
 """What the worker that runs tells others of jobs: test, list, redeliver."""
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from http import HTTPStatus
 from typing import Any
 from urllib.parse import quote
 
@@ -35,13 +36,7 @@ def listed(settings: Settings, *, everything: bool) -> dict[str, Any]:
     """The webhooks, and the messages that are not delivered; with `everything` those too."""
     found = call(settings, "GET", "/webhooks")["items"]
     states = ["delivered"] * everything + ["given_up", "pending"]
-    deliveries = [
-        item
-        for state in states
-        for item in call(settings, "GET", f"{_DELIVERIES}?state={state}")["items"]
-    ]
-    newest_first = sorted(deliveries, key=lambda item: str(item["id"]), reverse=True)
-    return {"webhooks": found, "deliveries": newest_first}
+    return {"webhooks": found, "deliveries": _newest(settings, states)}
 
 
 def redelivered(settings: Settings, delivery_id: str) -> None:
@@ -85,26 +80,36 @@ def findings(settings: Settings) -> Iterator[Finding]:
     if not settings.webhooks and not forges:
         return
     try:
-        report = listed(settings, everything=False)
+        items = call(settings, "GET", "/webhooks")["items"]
+        failed = _newest(settings, ["given_up", "pending"], "&failed=true&limit=500")
     except CiworkerError as error:
         yield Finding("webhooks", False, str(error), "ciworker webhook list")
         return
-    for item in report["webhooks"]:
-        failed = [d for d in report["deliveries"] if d["endpoint"] == item["name"] and d["error"]]
-        yield _finding(item, failed)
-    waiting = [d for d in report["deliveries"] if d["kind"] == "status" and d["state"] == "pending"]
+    for item in items:
+        yield _finding(item, _of(failed, "webhook", item["name"]))
     for place in forges:
-        failed = [d for d in waiting if d["endpoint"] == place and d["error"]]
-        yield _status_finding(place, failed)
+        told = _of(failed, "status", place)
+        yield _status_finding(place, [d for d in told if _may_be_mended(d)])
+
+
+def _of(failed: list[dict[str, Any]], kind: str, endpoint: str) -> list[dict[str, Any]]:
+    return [d for d in failed if (d["kind"], d["endpoint"]) == (kind, endpoint)]
+
+
+def _may_be_mended(delivery: Mapping[str, Any]) -> bool:
+    """Not what the forge refuses for good; but a 404 is also what it says to a token that may not
+    see the repository.
+    """
+    return bool(delivery["state"] == "pending" or delivery["answer"] == HTTPStatus.NOT_FOUND)
 
 
 def _finding(item: Mapping[str, Any], failed: list[dict[str, Any]]) -> Finding:
     check = f"webhook {item['name']}"
-    if not failed:
+    if not failed and not item["failing"]:
         return Finding(check, True, f"{item['pending']} messages wait for {item['host']}")
     given_up = sum(delivery["state"] == "given_up" for delivery in failed)
     detail = f"{item['failing']} messages were tried in vain, {given_up} given up"
-    detail += f"; the newest: {failed[0]['error']}"
+    detail += f"; the newest: {failed[0]['error']}" if failed else ""
     mend = f"mend that, then ciworker webhook test {item['name']}"
     if given_up:
         mend += "; what was given up: ciworker webhook list, then webhook redeliver"
@@ -117,6 +122,13 @@ def _status_finding(place: str, failed: list[dict[str, Any]]) -> Finding:
         return Finding(check, True, "none was told in vain")
     detail = f"{len(failed)} were told in vain; the newest: {failed[0]['error']}"
     return Finding(check, False, detail, f"see status_token and api in git_hosts for {place}")
+
+
+def _newest(settings: Settings, states: Sequence[str], more: str = "") -> list[dict[str, Any]]:
+    """Messages in these states, newest first."""
+    pages = [call(settings, "GET", f"{_DELIVERIES}?state={state}{more}") for state in states]
+    found = [item for page in pages for item in page["items"]]
+    return sorted(found, key=lambda item: str(item["id"]), reverse=True)
 
 
 def _delivery(settings: Settings, delivery_id: str) -> dict[str, Any]:

@@ -106,6 +106,11 @@ class Deliverer:
                 seen = self._changed.version
                 await self._changed.wait(seen, await self._guarded_turn(session))
 
+    def hurry(self) -> None:
+        """Somebody asks for it: have no endpoint left alone for what failed before."""
+        self._gates.clear()
+        self._changed.fire()
+
     async def _guarded_turn(self, session: aiohttp.ClientSession) -> float:
         again_in = RETRY
         try:
@@ -233,9 +238,14 @@ async def _post(session: aiohttp.ClientSession, request: Request) -> int:
     except TimeoutError:
         raise NotYet(f"no answer within {TIMEOUT:g} s") from None
     except (aiohttp.ClientError, OSError, ValueError) as error:
-        raise NotYet(_without_url(error, request.url)) from None
+        raise NotYet(_without_url(error)) from None
 
 
-def _without_url(error: Exception, url: str) -> str:
-    """What went wrong, without what may be secret in the address."""
-    return f"{type(error).__name__}: {error}".replace(url, "its URL")
+def _without_url(error: Exception) -> str:
+    """What went wrong, without what may be secret in the address.
+
+    Errors of connections name the host alone; others may repeat the URL, in forms of its own, or
+    what the receiver says, which may repeat it too.
+    """
+    name = type(error).__name__
+    return f"{name}: {error}" if isinstance(error, OSError) else name

@@ -55,16 +55,16 @@ class FetchLog:
         self.say("::endgroup::")
 
     async def all_stored(self) -> None:
-        """Wait until nothing of it is on its way to the store."""
+        """Wait until nothing of it is on its way to the store, and show no progress behind it."""
         while self._pending or self._in_flight:
             self._stored.clear()
             await self._stored.wait()
+        self.progress(b"")
 
     async def abandoned(self) -> None:
         """Let go of what the writer has not taken; return when it has stored what it took."""
         self._pending.clear()
         await self.all_stored()
-        self.progress(b"")
 
     # what git calls
 

@@ -14,6 +14,9 @@ from ciworker.control.setuplog import SetupLog
 from ciworker.domain.container import Container
 from ciworker.domain.decide import Facts
 from ciworker.domain.job import Job, Mark, Need, Reason, Status
+from ciworker.errors import StoreUnavailable
+
+STORE_WAIT = 5.0  # seconds for which a look waits for lines to be stored
 
 
 @dataclass(slots=True)
@@ -58,6 +61,23 @@ class Life:
     def connected(self) -> bool:
         """Our attached stream is alive."""
         return self.pump is not None and self.pump.attached
+
+
+async def let_go(log: FetchLog | SetupLog | None, task: asyncio.Task[None] | None) -> None:
+    """End what writes lines before a job's own; what was taken to be stored is stored.
+
+    Raises:
+        StoreUnavailable: lines still wait for the store.
+    """
+    if log is None or task is None:
+        return
+    task.cancel()
+    await asyncio.wait([task])
+    try:
+        async with asyncio.timeout(STORE_WAIT):
+            await log.abandoned()
+    except TimeoutError:
+        raise StoreUnavailable("lines of the job wait for the store") from None
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,11 +3,10 @@
 The steps of a job that waits for one: find out which, show the lines of its setup, let it go.
 """
 
-import asyncio
 from collections.abc import Callable
 
 from ciworker.control.keys import DISPATCH, environment_key, job_key
-from ciworker.control.life import Life
+from ciworker.control.life import Life, let_go
 from ciworker.control.look import Look
 from ciworker.control.parts import Parts
 from ciworker.control.pulls import Pulls
@@ -26,12 +25,12 @@ from ciworker.domain.environment import (
 from ciworker.domain.job import Cache, Job, Kind, Need, Status
 from ciworker.domain.recipe import SETUP_ENV, setup_run
 from ciworker.engine.port import Image
-from ciworker.errors import ImageMissing, StoreUnavailable
+from ciworker.errors import ImageMissing
 from ciworker.source.shim import PROJECT_SCRIPT
 
 LAST_LINES = 3
 LAST_WORDS = 500  # characters of them
-STORE_WAIT = 5.0
+RETRY = 1.0
 SETUP_VERSION = digest_of([setup_run(()), dict(SETUP_ENV), PROJECT_SCRIPT.decode()])
 GONE = "its image was removed, by someone other than ciworker"
 
@@ -85,7 +84,7 @@ class Needs:
             await self._jobs.note(job.id, self._clock.now(), said, build=environment.build)
             return True
         if life.setup_task is not None and life.setup_task.done() and not _is_told(life):
-            await self.let_go(life)  # it was cut off while the store was away
+            await self.let_go(life)  # it was cut off; lines are counted on from what is stored
         if job.build is not None and life.setup_log is None:
             await self._copy(job, life, environment)
         if wants_build(job, environment):
@@ -179,15 +178,7 @@ class Needs:
         Raises:
             StoreUnavailable: lines still wait for the store.
         """
-        if life.setup_log is None or life.setup_task is None:
-            return
-        life.setup_task.cancel()
-        await asyncio.wait([life.setup_task])
-        try:
-            async with asyncio.timeout(STORE_WAIT):
-                await life.setup_log.abandoned()
-        except TimeoutError:
-            raise StoreUnavailable("lines of the setup wait for the store") from None
+        await let_go(life.setup_log, life.setup_task)
         life.setup_log = life.setup_task = None
 
     async def _environment(self, job: Job) -> Environment | None:
@@ -231,12 +222,8 @@ class Needs:
         life.setup_task = self._supervisor.spawn(
             life.setup_log.run(),
             name=f"setup lines of {job.id}",
-            on_error=lambda: self._copy_again(job, life),
+            on_error=lambda: self._queue.add_after(job_key(job.id), RETRY),
         )
-
-    def _copy_again(self, job: Job, life: Life) -> None:
-        life.setup_log = life.setup_task = None
-        self._queue.add_after(job_key(job.id), 1.0)
 
     async def _headline(self, environment: Environment) -> str:
         before = await self._environments.of_project(environment.project)

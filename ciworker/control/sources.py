@@ -3,22 +3,29 @@
 The row of an accepted job says what is to be fetched; a fetch ends in one commit of its spool
 file's length and its resolved spec, so that whatever cuts it off, it begins anew. What a ref names
 is pinned as soon as it is known: a fetch that begins anew fetches the same commit.
+
+A job that waits for one of few fetches has nothing but its place in the line: it is looked at when
+it joins that, and again when it is one of the next. In between others join, so that after a restart
+too the highest priority goes first.
 """
 
 import asyncio
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from ciworker.control.fetchlog import FetchLog
 from ciworker.control.keys import DISPATCH, job_key
-from ciworker.control.life import Life
+from ciworker.control.life import Life, let_go
 from ciworker.control.look import Look
 from ciworker.control.parts import Parts
+from ciworker.control.turns import Turns
 from ciworker.domain.git import parse_remote
 from ciworker.domain.job import Git, Job, Spec
 from ciworker.domain.jobfile import resolve
 from ciworker.domain.secrets import check_secrets
-from ciworker.errors import Invalid, SourceFailed, StoreUnavailable
+from ciworker.errors import Invalid, SourceFailed, TryAgain
+from ciworker.settings import bytes_of
 from ciworker.source.access import access_to
 from ciworker.source.archive import ArchiveRefused, SpoolCorrupt, Workspace
 from ciworker.source.bounds import bounds_of, tree_limits
@@ -26,13 +33,17 @@ from ciworker.source.git import Pinned, repository
 from ciworker.source.inputs import with_setup
 from ciworker.source.intake import Intake
 from ciworker.source.secrets import rules_of
+from ciworker.store.logs import LogEnd
 from ciworker.telemetry import logger
 from ciworker.units import format_size
 
 MOST_FETCHES = 4  # at once
 RETRY = 1.0
-STORE_WAIT = 5.0
 SHOWN = 12  # characters of a commit that people see
+
+
+class NoRoom(TryAgain):
+    """Nothing is fetched while the disk is that full."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,53 +63,78 @@ class Sources:
         self._jobs, self._logs, self._writer = parts.jobs, parts.logs, parts.writer
         self._feed, self._queue, self._supervisor = parts.feed, parts.queue, parts.supervisor
         self._tallies = parts.tallies
-        self._free = asyncio.Semaphore(MOST_FETCHES)
+        self._turns = Turns(MOST_FETCHES)
 
     async def fetch(self, look: Look) -> bool:
-        """See that the tree is being fetched."""
+        """See that the tree is being fetched, or that the job waits for its turn.
+
+        Raises:
+            StoreUnavailable: lines of a fetch that failed still wait for the store.
+            NoRoom: it is its turn, and there is none.
+        """
         job, life = look.job, look.life
-        if life.fetch_task is not None:
+        if life.fetch_task is not None and not life.fetch_task.done():
             return False
-        end = await self._logs.end(job.id)
-        log = FetchLog(job.id, self._feed.topic(job.id), self._writer, end)
-        life.fetch_log = log
-        life.fetch_task = self._supervisor.spawn(
-            self._run(job, life, log),
-            name=f"fetch {job.id}",
-            on_error=lambda: self._again_later(job, life),
-        )
+        await self._let_go(life)  # lines are counted on from what is stored
+        if self._turns.wait(job):
+            self._wake_next()
+        elif job.id in self._turns.next():
+            await self._check_room()
+            self._begin(job, life, await self._logs.end(job.id))
         return False
 
-    async def let_go(self, life: Life) -> None:
+    async def let_go(self, look: Look) -> None:
         """End a fetch; git is gone then, and what was taken to be stored is stored.
 
         Raises:
             StoreUnavailable: lines still wait for the store.
         """
-        if life.fetch_log is None or life.fetch_task is None:
-            return
-        life.fetch_task.cancel()
-        await asyncio.wait([life.fetch_task])
-        try:
-            async with asyncio.timeout(STORE_WAIT):
-                await life.fetch_log.abandoned()
-        except TimeoutError:
-            raise StoreUnavailable("lines of the fetch wait for the store") from None
+        if self._turns.leave(look.job):
+            self._wake_next()
+        await self._let_go(look.life)
+
+    async def _let_go(self, life: Life) -> None:
+        await let_go(life.fetch_log, life.fetch_task)
         life.fetch_log = life.fetch_task = None
 
-    def _again_later(self, job: Job, life: Life) -> None:
-        life.fetch_log = life.fetch_task = None
-        self._queue.add_after(job_key(job.id), RETRY)
+    async def _check_room(self) -> None:
+        """Many may wait that were taken while there was room."""
+        disk = await asyncio.to_thread(shutil.disk_usage, self._settings.data_dir)
+        floor = bytes_of(self._settings.min_free, disk.total)
+        if disk.free < floor:
+            raise NoRoom(
+                f"the disk of the worker's data folder has {format_size(disk.free)} free, and "
+                f"nothing is fetched below min_free ({format_size(floor)}): free some of it"
+            )
+
+    def _begin(self, job: Job, life: Life, end: LogEnd) -> None:
+        if not self._turns.take(job):
+            return  # one with a higher priority came meanwhile
+        log = FetchLog(job.id, self._feed.topic(job.id), self._writer, end)
+        task = self._supervisor.spawn(
+            self._run(job, life, log),
+            name=f"fetch {job.id}",
+            on_error=lambda: self._queue.add_after(job_key(job.id), RETRY),
+        )
+        task.add_done_callback(lambda _: self._give_back(job))
+        life.fetch_log, life.fetch_task = log, task
+
+    def _give_back(self, job: Job) -> None:
+        self._turns.give_back(job)
+        self._wake_next()
+
+    def _wake_next(self) -> None:
+        for job_id in self._turns.next():
+            self._queue.add(job_key(job_id))
 
     async def _run(self, job: Job, life: Life, log: FetchLog) -> None:
         """Fetch, show what git says, record what came of it; all lines are stored before that."""
         git = job.spec.git
         assert git is not None
-        async with self._free:
-            log.open(f"Fetch {git.ref} of {git.url}")
-            found = await self._fetched_or_why_not(job, log)
-            log.close()
-            await log.all_stored()
+        log.open(f"Fetch {git.ref} of {git.url}")
+        found = await self._fetched_or_why_not(job, log)
+        log.close()
+        await log.all_stored()
         if isinstance(found, _Fetched):
             await self._record(found)
         else:

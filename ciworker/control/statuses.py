@@ -1,5 +1,7 @@
 """Tells forges how the jobs of their commits stand.
 
+Only those that a hook made: what else is submitted may name any commit, and a command of its own.
+
 A message says only which job: what is sent is how that stands when it is sent, so that a message
 that was held up never puts a status back.
 """
@@ -11,10 +13,10 @@ import orjson
 
 from ciworker import __version__
 from ciworker.control.deliveries import NotYet, Request, Undeliverable
-from ciworker.domain.forge import Forge, api_of, status_call, token_header
+from ciworker.domain.forge import Forge, api_of, hook_event, status_call, token_header
 from ciworker.domain.git import Remote, parse_remote
 from ciworker.domain.job import Job
-from ciworker.domain.webhook import Delivery, DeliveryKind, Message
+from ciworker.domain.webhook import Delivery, DeliveryKind, Message, page_of
 from ciworker.settings import GitHost, Settings
 from ciworker.store.jobs import Jobs
 
@@ -38,9 +40,9 @@ class Statuses:
         self._public, self._secret = settings.public_url, secret
 
     def tell(self, job: Job, _at: datetime) -> Sequence[Message]:
-        """One for the forge, once it is known which commit that is."""
+        """One for the forge whose hook made the job, once its commit is pinned."""
         git = job.spec.git
-        if git is None or git.commit is None or not self._hosts:
+        if git is None or git.commit is None or hook_event(job) is None:
             return ()
         place = parse_remote(git.url).place
         if place not in self._hosts:
@@ -51,13 +53,16 @@ class Statuses:
         """How the job stands now.
 
         Raises:
-            Undeliverable: the job or the host is gone. NotYet: its token has no value.
+            Undeliverable: the job or the host is gone, or no hook made the job.
+            NotYet: the host's token has no value.
         """
         message = delivery.message
         job = await jobs.current(message.job) if message.job else None
         host = self._hosts.get(message.endpoint)
         if job is None or job.spec.git is None or job.spec.git.commit is None:
             raise Undeliverable("the job was removed meanwhile")
+        if hook_event(job) is None:  # a message from before only these were told of
+            raise Undeliverable("the job was made by no hook")
         if host is None or host.forge is None or host.status_token is None:
             raise Undeliverable(f"git_hosts has no status_token for {message.endpoint} any more")
         token = self._secret(host.status_token)
@@ -70,9 +75,8 @@ class Statuses:
         assert job.spec.git is not None
         assert job.spec.git.commit is not None
         forge = Forge(host.forge)
-        page = f"{self._public}/jobs/{job.id}" if self._public else None
-        path = remote.path.strip("/").removesuffix(".git")
-        call = status_call(forge, path, job.spec.git.commit, job, page)
+        page = page_of(job, self._public)
+        call = status_call(forge, remote.full_name, job.spec.git.commit, job, page)
         headers = {
             "Content-Type": "application/json",
             "Accept": "application/json",

@@ -487,7 +487,7 @@ class Steps:
     async def _close_log(self, look: Look) -> None:
         """What was read is stored and shown, and nothing more is read."""
         life = look.life
-        await self._sources.let_go(life)
+        await self._sources.let_go(look)
         await self.needs.let_go(life)
         if life.pump is not None and not life.pump.complete:
             life.pump.container_down(look.container)

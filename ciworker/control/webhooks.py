@@ -23,12 +23,12 @@ class Webhooks:
         """
         self._entries = {entry.called: entry for entry in settings.webhooks}
         self._subscribers = [Subscriber(name, e.events) for name, e in self._entries.items()]
-        self._page = settings.public_url
+        self._public = settings.public_url
         self._secret = secret
 
     def tell(self, job: Job, at: datetime) -> Sequence[Message]:
         """What the job's new status means for the endpoints."""
-        return messages(job, at, self._subscribers, self._page)
+        return messages(job, at, self._subscribers, self._public)
 
     async def request(self, delivery: Delivery, now: datetime) -> Request:
         """Raises Undeliverable when nobody is told of it any more, NotYet without the secret."""

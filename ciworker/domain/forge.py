@@ -20,7 +20,7 @@ from ciworker.errors import Invalid
 from ciworker.units import KEY_PREFIX, key_of
 
 TOLERANCE = 300  # seconds that a signed timestamp may differ from our clock: the scheme's own
-CONTEXT = "ciworker"  # what a status is called beside others of its commit
+CONTEXT = "ciworker"  # begins what a status is called beside others of its commit
 MOST_DESCRIPTION = 140  # characters that GitHub takes
 
 
@@ -60,12 +60,22 @@ _DELIVERY_HEADERS = {
     Forge.GITLAB: ("idempotency-key", "x-gitlab-event-uuid"),
     Forge.FORGEJO: ("x-forgejo-delivery", "x-gitea-delivery"),
 }
+_SIGNATURE_HEADERS = {
+    Forge.GITHUB: ("x-hub-signature-256",),
+    Forge.GITLAB: ("webhook-signature", "x-gitlab-token"),
+    Forge.FORGEJO: ("x-forgejo-signature", "x-gitea-signature"),
+}
 _NEW_COMMITS = {"opened", "open", "reopened", "reopen", "synchronize", "synchronized"}
 
 
 def delivery_id(forge: Forge, headers: Mapping[str, str]) -> str | None:
     """Names a delivery, however often it is sent. headers: by lower-case name."""
     return _first(headers, _DELIVERY_HEADERS[forge])
+
+
+def is_signed(forge: Forge, headers: Mapping[str, str]) -> bool:
+    """Whether there is anything that may authenticate a delivery. headers: by lower-case name."""
+    return _first(headers, _SIGNATURE_HEADERS[forge]) is not None
 
 
 def signs_bodies(forge: Forge, headers: Mapping[str, str]) -> bool:
@@ -88,9 +98,8 @@ def is_authentic(
     if forge is Forge.GITLAB:
         return _is_gitlabs(headers, body, secret, now)
     digest = hmac.new(secret.encode(), body, hashlib.sha256).hexdigest()
-    if forge is Forge.GITHUB:
-        return _same(f"sha256={digest}", headers.get("x-hub-signature-256"))
-    return _same(digest, _first(headers, ("x-forgejo-signature", "x-gitea-signature")))
+    wanted = f"sha256={digest}" if forge is Forge.GITHUB else digest
+    return _same(wanted, _first(headers, _SIGNATURE_HEADERS[forge]))
 
 
 def _is_gitlabs(headers: Mapping[str, str], body: bytes, secret: str, now: float) -> bool:
@@ -177,6 +186,12 @@ def _change(
     return Change(event, repository.lower(), commit, str(branch), fork)
 
 
+def hook_event(job: Job) -> HookEvent | None:
+    """What made the job; None where no hook did."""
+    hook = job.source.get("hook")
+    return HookEvent(hook["event"]) if isinstance(hook, Mapping) else None
+
+
 class StatusCall(NamedTuple):
     """A POST of JSON. path: below the API's address."""
 
@@ -210,16 +225,21 @@ def status_call(
 ) -> StatusCall:
     """What tells the forge how a job of this commit stands.
 
+    A push and a pull request of one commit are two jobs, and each has a status of its own.
+
     Args:
         forge: who is told.
         repository: its path there.
         commit: the whole id.
-        job: as it is now.
+        job: as it is now; made by a hook.
         page: the address of the job's page, if it has a public one.
     """
     link = {"target_url": page} if page else {}
     description = (job.message or job.status.value)[:MOST_DESCRIPTION]
-    body = {"state": _state(forge, job), "context": CONTEXT, "description": description, **link}
+    event = hook_event(job)
+    assert event is not None
+    context = f"{CONTEXT}/{event}"
+    body = {"state": _state(forge, job), "context": context, "description": description, **link}
     if forge is Forge.GITLAB:
         return StatusCall(f"/projects/{quote(repository, safe='')}/statuses/{commit}", body)
     return StatusCall(f"/repos/{quote(repository)}/statuses/{commit}", body)

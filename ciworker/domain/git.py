@@ -40,8 +40,17 @@ _NAME = re.compile(r"[^\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]+")
 _COMMIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}", re.ASCII)
 _SHORT_COMMIT = re.compile(r"[0-9a-fA-F]{4,63}", re.ASCII)
 
-# Of IPv6 addresses that stand for IPv4 ones, the standard library unwraps all but these (RFC 6052).
+# Of IPv6 addresses that stand for IPv4 ones, the standard library does not unwrap these (RFC 6052).
 _NAT64 = IPv6Network("64:ff9b::/96")
+
+# What it takes for public, all or in part, though no repository is there.
+_INTERNAL: Sequence[Network] = (
+    IPv4Network("192.0.0.0/24"),  # a network's own devices (RFC 6890)
+    IPv6Network("::/96"),  # IPv4-compatible, which some systems route as IPv4 (RFC 4291)
+    IPv6Network("::ffff:0:0:0/96"),  # IPv4-translated (RFC 7915)
+    IPv6Network("64:ff9b:1::/48"),  # a network's own NAT64 (RFC 8215)
+    IPv6Network("fec0::/10"),  # site-local, as fc00::/7 is now (RFC 3879)
+)
 
 
 class Scheme(StrEnum):
@@ -87,6 +96,11 @@ class Remote:
     def name(self) -> str:
         """The repository's, without what stands before and behind it."""
         return self.path.rstrip("/").rpartition("/")[2].removesuffix(".git")[:MAX_NAME] or self.host
+
+    @property
+    def full_name(self) -> str:
+        """What a forge calls the repository: its owners and its name."""
+        return self.path.strip("/").removesuffix(".git")
 
     @property
     def _bracketed(self) -> str:
@@ -206,7 +220,12 @@ def is_allowed(address: str, allowed: Sequence[Network]) -> bool:
     inner = _inner(bare)
     if any(each in network for each in {bare, inner} for network in allowed):
         return True
-    return all(each.is_global and not each.is_multicast for each in (bare, inner))
+    return _is_public(bare) and _is_public(inner)
+
+
+def _is_public(address: IPv4Address | IPv6Address) -> bool:
+    internal = address.is_multicast or any(address in network for network in _INTERNAL)
+    return address.is_global and not internal
 
 
 def _inner(address: IPv4Address | IPv6Address) -> IPv4Address | IPv6Address:

@@ -77,14 +77,14 @@ class Subscriber(NamedTuple):
 
 
 def messages(
-    job: Job, at: datetime, subscribers: Sequence[Subscriber], page: str | None
+    job: Job, at: datetime, subscribers: Sequence[Subscriber], public: str | None
 ) -> Sequence[Message]:
-    """What its new status means for these; page: the web address that job pages lie under."""
+    """What its new status means for these; public: the worker's web address."""
     event = f"job.{job.status}"
     wanted = [subscriber.name for subscriber in subscribers if event in subscriber.events]
     if not wanted:
         return ()
-    body = _body(event, at, _data(job, page))
+    body = _body(event, at, _data(job, public))
     return [Message(DeliveryKind.WEBHOOK, name, event, job.id, body) for name in wanted]
 
 
@@ -97,7 +97,12 @@ def _body(event: str, at: datetime, data: dict[str, object]) -> bytes:
     return orjson.dumps({"type": event, "timestamp": _rfc3339(at), "data": data})
 
 
-def _data(job: Job, page: str | None) -> dict[str, object]:
+def page_of(job: Job, public: str | None) -> str | None:
+    """The address of its page, if the worker has a web address."""
+    return f"{public}/jobs/{job.id}" if public else None
+
+
+def _data(job: Job, public: str | None) -> dict[str, object]:
     return {
         "id": job.id,
         "project": job.spec.project,
@@ -113,7 +118,7 @@ def _data(job: Job, page: str | None) -> dict[str, object]:
         "created_at": _rfc3339(job.created_at),
         "started_at": _rfc3339(job.started_at),
         "finished_at": _rfc3339(job.finished_at),
-        "url": f"{page}/jobs/{job.id}" if page else None,
+        "url": page_of(job, public),
     }
 
 

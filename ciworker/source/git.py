@@ -26,6 +26,7 @@ from ciworker.source.gitcommand import (
     ASKPASS_SCRIPT,
     ATTRIBUTES,
     DESCRIPTOR,
+    FETCH,
     HISTORY,
     KNOWN_HOSTS,
     REPOSITORY,
@@ -180,14 +181,22 @@ class Repository:
     async def write_tree(self, commit: str, subdirectory: str | None, take: Take) -> None:
         """Hand the tar of a fetched commit's tree, or of a folder in it, to `take`, in pieces."""
         name = f"{commit}:{subdirectory}" if subdirectory else commit
+        if subdirectory:
+            await self._check_folder(name, subdirectory)
         try:
             await self._run(("archive", "--format=tar", name), take)
         except _GitFailed as failed:
-            if subdirectory:
-                raise SourceFailed(
-                    f"the commit has no folder {subdirectory} (git: {shortened(failed.said)})"
-                ) from failed
             raise self._explained(failed, commit) from failed
+
+    async def _check_folder(self, name: str, subdirectory: str) -> None:
+        try:
+            kind = await self._run(("cat-file", "-t", name))
+        except _GitFailed as failed:
+            raise SourceFailed(
+                f"the commit has no folder {subdirectory} (git: {shortened(failed.said)})"
+            ) from failed
+        if kind != "tree":
+            raise SourceFailed(f"the commit has no folder {subdirectory}: that is no folder")
 
     async def _fetch_commit(self, commit: str) -> Pinned:
         remote = self._access.remote
@@ -301,7 +310,7 @@ class Repository:
     ) -> AsyncIterator[asyncio.subprocess.Process]:
         """git, which is killed with its children at the end of the block, if it has not ended."""
         environment, inherited = dict(self._environment), tuple[int, ...]()
-        if self._access.token is not None:
+        if self._access.token is not None and words[0] == FETCH:
             inherited = (_filled_pipe(self._access.token),)
             environment[DESCRIPTOR] = str(inherited[0])
         try:

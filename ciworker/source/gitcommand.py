@@ -19,6 +19,7 @@ HISTORY = "history.git"
 KNOWN_HOSTS = "known_hosts"
 ASKPASS = "askpass"
 DESCRIPTOR = "CIWORKER_TOKEN_DESCRIPTOR"
+FETCH = "fetch"  # the only one of git's commands that speaks to the host
 
 # The password comes by a pipe that git's children inherit: a command line or an environment could
 # be read in /proc, a file might stay. The user's name is an option, so nothing else is asked for.
@@ -136,17 +137,17 @@ def known_hosts(access: Access) -> str:
 
 def fetch_words(remote: Remote, ref: str) -> Sequence[str]:
     """Fetch what one ref names, without its history."""
-    return ("fetch", *_QUIETLY, "--depth=1", "--end-of-options", remote.url, ref)
+    return (FETCH, *_QUIETLY, "--depth=1", "--end-of-options", remote.url, ref)
 
 
 def everything_words(remote: Remote) -> Sequence[str]:
     """Fetch all that leads to branches and tags."""
-    return ("fetch", *_QUIETLY, "--end-of-options", remote.url, *EVERYTHING)
+    return (FETCH, *_QUIETLY, "--end-of-options", remote.url, *EVERYTHING)
 
 
 def history_words(remote: Remote) -> Sequence[str]:
     """Fetch the commits of all branches and tags, without their trees where the host can do so."""
-    return ("fetch", *_QUIETLY, "--filter=tree:0", "--end-of-options", remote.url, *EVERYTHING)
+    return (FETCH, *_QUIETLY, "--filter=tree:0", "--end-of-options", remote.url, *EVERYTHING)
 
 
 EVERYTHING = ("+refs/heads/*:refs/heads/*", "+refs/tags/*:refs/tags/*")
@@ -170,7 +171,9 @@ _UNADVERTISED = re.compile(r"unadvertised object")
 _AMBIGUOUS = re.compile(r"is ambiguous")
 _ADVICE: Sequence[tuple[re.Pattern[str], str]] = (
     (
-        re.compile(r"Authentication failed|could not read (?:Username|Password)|HTTP 40[13]|403"),
+        re.compile(
+            r"Authentication failed|could not read (?:Username|Password)|HTTP 40[13]|error: 403"
+        ),
         "{place} wants other credentials: {credential}",
     ),
     (
@@ -186,7 +189,7 @@ _ADVICE: Sequence[tuple[re.Pattern[str], str]] = (
         "{place} cannot be trusted: name its ca_file in git_hosts",
     ),
     (
-        re.compile(r"redirect|\b30[1278]\b"),
+        re.compile(r"redirect|error: 30[1278]\b"),
         "{place} redirects, which is not followed: name the repository's own URL",
     ),
     (
@@ -231,10 +234,18 @@ def explain(access: Access, said: str) -> str:
         "credential": _credential(access),
         "agent": _agent(access),
     }
+    own = _without_url(access.remote, said)
     for pattern, advice in _ADVICE:
-        if pattern.search(said):
+        if pattern.search(own):
             return f"{advice.format(**names)} (git: {shortened(said)})"
     return f"git could not fetch it: {shortened(said)}"
+
+
+def _without_url(remote: Remote, said: str) -> str:
+    """git's own words: a repository, or its host, may be called after what goes wrong."""
+    for text in (remote.url, remote.path, remote.host):
+        said = re.sub(rf"(?<![\w.-]){re.escape(text)}(?![\w.-])", "", said)
+    return said
 
 
 def too_large(max_bytes: int) -> str:

@@ -81,7 +81,7 @@ class Backlog:
 
 
 class Deliveries:
-    """The messages of one database. `on_change` is called when there is something new to send."""
+    """The messages of one database. `on_change` is called when somebody wants one to be sent."""
 
     def __init__(self, database: Database, on_change: Callable[[], None]) -> None:
         self._database = database
@@ -105,11 +105,15 @@ class Deliveries:
             raise Unknown(f"there is no delivery {delivery_id[:50]!r}: see `ciworker webhook list`")
         return _delivery(rows[0])
 
-    async def page(self, limit: int, state: DeliveryState | None = None) -> Sequence[Delivery]:
-        """Newest first."""
+    async def page(
+        self, limit: int, state: DeliveryState | None = None, *, failed: bool = False
+    ) -> Sequence[Delivery]:
+        """Newest first. failed: only those whose last try did."""
         query = sql_select(*_ROWS.columns).order_by(col(WebhookDeliveryRow.id).desc()).limit(limit)
         if state is not None:
             query = query.where(col(WebhookDeliveryRow.state) == state.value)
+        if failed:
+            query = query.where(col(WebhookDeliveryRow.error).is_not(None))
         return [_delivery(row) for row in await self._database.table(query)]
 
     async def backlogs(self) -> Sequence[Backlog]:

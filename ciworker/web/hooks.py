@@ -1,7 +1,7 @@
 """Webhooks in: pushes and pull requests of GitHub, GitLab and Forgejo make jobs.
 
 Open without a token: whoever knows the secret of a rule of the settings is its forge. Nothing of a
-body is looked at before that is known.
+body is looked at before that is known, nor read of one that nobody signed.
 """
 
 import asyncio
@@ -17,6 +17,7 @@ from ciworker.domain.forge import (
     change_of,
     delivery_id,
     is_authentic,
+    is_signed,
     signs_bodies,
 )
 from ciworker.domain.git import parse_remote
@@ -43,8 +44,7 @@ async def receive_hook(request: web.Request) -> web.Response:
     """Take a forge's delivery; the same one again makes no second job."""
     context, forge = request.app[CONTEXT], _forge(request)
     headers = {name.lower(): value for name, value in request.headers.items()}
-    body = await _body(request, context.hook_turns)
-    rules = _trusted(context, forge, headers, body)
+    body, rules = await _taken(request, forge, headers)
     change = change_of(forge, headers, _payload(request, body))
     wanted = [rule for rule in rules if change and _concerns(rule, change)]
     if change is None or not wanted:
@@ -75,25 +75,35 @@ def _forge(request: web.Request) -> Forge:
         raise Unknown(f"deliveries are taken from {', '.join(Forge)}") from None
 
 
-async def _body(request: web.Request, turns: asyncio.Semaphore) -> bytes:
-    """All of it, bounded in size and time; few are read at once.
+async def _taken(
+    request: web.Request, forge: Forge, headers: Mapping[str, str]
+) -> tuple[bytes, Sequence[HookRule]]:
+    """The body, and the rules whose secret its sender knows; few are held at once until then.
 
     Raises:
-        Refused: it is too large, or comes too slowly.
+        Refused: it is too large, comes too slowly, or no rule's forge sends it.
     """
-    found = bytearray()
+    context = request.app[CONTEXT]
+    if not is_signed(forge, headers):
+        raise _unknown(forge)
     try:
-        async with asyncio.timeout(READ_TIMEOUT), turns:
-            async for data in request.content.iter_any():
-                found += data
-                if len(found) > MOST_BODY:
-                    raise Refused(413, f"a delivery may have {MOST_BODY} bytes: push less at once")
+        async with asyncio.timeout(READ_TIMEOUT), context.hook_turns:
+            body = await _body(request)
+            return body, await _trusted(context, forge, headers, body)
     except TimeoutError:
         raise Refused(408, "the delivery came too slowly: send it again") from None
+
+
+async def _body(request: web.Request) -> bytes:
+    found = bytearray()
+    async for data in request.content.iter_any():
+        found += data
+        if len(found) > MOST_BODY:
+            raise Refused(413, f"a delivery may have {MOST_BODY} bytes: push less at once")
     return bytes(found)
 
 
-def _trusted(
+async def _trusted(
     context: Context, forge: Forge, headers: Mapping[str, str], body: bytes
 ) -> Sequence[HookRule]:
     """The rules whose secret the sender knows; all are compared, so that time tells nothing.
@@ -101,18 +111,29 @@ def _trusted(
     Raises:
         Refused: there is none.
     """
-    now, found = context.now().timestamp(), []
-    for rule in context.settings.hooks:
-        secret = context.secret(rule.secret)
-        if rule.forge == forge and secret and is_authentic(forge, headers, body, secret, now):
-            found.append(rule)
+    now = context.now().timestamp()
+    own = [rule for rule in context.settings.hooks if rule.forge == forge]
+    values = {r.secret: value for r in own if (value := context.secret(r.secret))}
+
+    def compared() -> Mapping[str, bool]:
+        """By the secret's name."""
+        return {
+            name: is_authentic(forge, headers, body, value, now) for name, value in values.items()
+        }
+
+    known = await asyncio.to_thread(compared)  # a body may have megabytes
+    found = [rule for rule in own if known.get(rule.secret)]
     if not found:
-        raise Refused(
-            401,
-            f"no rule of the setting hooks has this {forge} signature: give the forge and the "
-            "worker the same secret",
-        )
+        raise _unknown(forge)
     return found
+
+
+def _unknown(forge: Forge) -> Refused:
+    return Refused(
+        401,
+        f"no rule of the setting hooks has this {forge} signature: give the forge and the worker "
+        "the same secret",
+    )
 
 
 def _payload(request: web.Request, body: bytes) -> object:
@@ -125,9 +146,9 @@ def _payload(request: web.Request, body: bytes) -> object:
 
 
 def _concerns(rule: HookRule, change: Change) -> bool:
-    path = parse_remote(rule.repository).path.strip("/").removesuffix(".git").lower()
+    name = parse_remote(rule.repository).full_name.lower()
     allowed = rule.forks or not change.fork
-    return path == change.repository and change.event in rule.events and allowed
+    return name == change.repository and change.event in rule.events and allowed
 
 
 def _keys(rule: HookRule, headers: Mapping[str, str], body: bytes) -> Sequence[str]:

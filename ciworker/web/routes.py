@@ -334,6 +334,7 @@ ROUTES: Sequence[Route] = (
         refusals=(422,),
         parameters=(
             Parameter("state", "Only those in this state.", choices=tuple(DeliveryState)),
+            Parameter("failed", "Only those whose last try failed.", type="boolean"),
             Parameter("limit", "At most 500; 50 if left out.", type="integer"),
         ),
     ),

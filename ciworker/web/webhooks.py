@@ -7,7 +7,7 @@ from aiohttp import web
 from ciworker.domain.webhook import Delivery, DeliveryKind, DeliveryState, trial_message
 from ciworker.errors import Unknown
 from ciworker.store.audit import Action
-from ciworker.web.answers import choice, json_answer, json_body, limited
+from ciworker.web.answers import choice, flag, json_answer, json_body, limited
 from ciworker.web.audit import deed, record
 from ciworker.web.context import CONTEXT
 from ciworker.web.models import (
@@ -47,7 +47,9 @@ async def list_deliveries(request: web.Request) -> web.Response:
     """Messages to others, newest first."""
     state = choice(request, "state", tuple(DeliveryState))
     found = await request.app[CONTEXT].deliveries.page(
-        limited(request, PAGE, MOST_PER_PAGE), DeliveryState(state) if state else None
+        limited(request, PAGE, MOST_PER_PAGE),
+        DeliveryState(state) if state else None,
+        failed=flag(request, "failed"),
     )
     return json_answer(DeliveryList(items=[_model(delivery) for delivery in found]))
 

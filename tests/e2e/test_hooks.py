@@ -17,6 +17,7 @@ from ciworker.web.hooks import MOST_BODY
 from tests.driver import DEADLINE, Worker, command
 from tests.e2e.conftest import running
 from tests.forge import EVENTS, SECRETS, FromForge, delivery
+from tests.gitjobs import post
 from tests.gitservers import Authority, Https, https
 from tests.receiver import Receiver, receiving
 from tests.repositories import Made, made
@@ -264,6 +265,21 @@ async def test_what_is_no_delivery_is_refused_in_words(tea: Tea) -> None:
         assert "github, gitlab, forgejo" in await answer.text()
 
 
+@pytest.mark.parametrize("forge", Forge)
+async def test_of_what_nobody_signed_no_body_is_read(tea: Tea, forge: Forge) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", tea.worker.port)
+    try:
+        writer.write(
+            f"POST /api/v1/hooks/{forge} HTTP/1.1\r\nHost: 127.0.0.1:{tea.worker.port}\r\n"
+            f"Content-Type: application/json\r\nContent-Length: {MOST_BODY}\r\n\r\n{{".encode()
+        )
+        async with asyncio.timeout(DEADLINE):
+            answer = await reader.readuntil(b"\r\n\r\n")
+    finally:
+        writer.close()
+    assert answer.startswith(b"HTTP/1.1 401 ")
+
+
 async def test_the_forge_is_told_how_the_commits_job_stands(tea: Tea) -> None:
     commit = tea.repository.commit({**FILES, "more.txt": "told"})
     _, answer = await tea.send(delivery(Forge.GITHUB, "push", commit))
@@ -277,11 +293,24 @@ async def test_the_forge_is_told_how_the_commits_job_stands(tea: Tea) -> None:
     last = told[-1]
     assert last.json == {
         "state": "failure",
-        "context": "ciworker",
+        "context": "ciworker/push",
         "description": job["message"],
         "target_url": f"{PUBLIC}/jobs/{job['id']}",
     }
     assert last.headers["authorization"] == f"Bearer {TOKEN}"
+
+
+async def test_a_job_of_the_same_commit_that_no_hook_made_is_told_nobody(tea: Tea) -> None:
+    commit = tea.repository.commit({**FILES, "more.txt": "by a token"})
+    wanted = {"git": {"url": tea.https.url("acme/tea.git"), "ref": commit}, "run": "true"}
+    _, made = await post(tea.worker, wanted)
+    job = await tea.worker.wait(made["id"])
+    assert (job["reason"], job["spec"]["git"]["commit"]) == ("passed", commit)
+    _, answer = await tea.send(delivery(Forge.GITHUB, "push", commit))
+    by_hook = await tea.worker.wait(answer["jobs"][0])
+    _, page = await tea.worker.call("GET", "/webhooks/deliveries?limit=500")
+    told = {item["job"] for item in page["items"]}
+    assert told & {job["id"], by_hook["id"]} == {by_hook["id"]}
 
 
 async def test_a_status_that_was_held_up_says_how_the_job_stands_by_then(tea: Tea) -> None:
@@ -313,6 +342,21 @@ async def test_a_status_that_the_forge_refuses_for_good_is_given_up(tea: Tea) ->
     found = await tea.delivery(answer["jobs"][0], "given_up", lambda _: True)
     assert (found["kind"], found["answer"]) == ("status", 422)
     assert found["error"] == "the receiver answered 422: it takes no such message"
+
+
+async def test_doctor_tells_of_a_token_that_the_forge_shows_no_repository_to(tea: Tea) -> None:
+    """Such a status is given up at once: the forge says 404, as of a commit that is not there."""
+    tea.api.status = 404
+    try:
+        commit = tea.repository.commit({**FILES, "more.txt": "not shown"})
+        _, answer = await tea.send(delivery(Forge.GITHUB, "push", commit))
+        await tea.delivery(answer["jobs"][0], "given_up", lambda _: True)
+        await tea.worker.wait(answer["jobs"][0])
+    finally:
+        tea.api.status = 204
+    _, out, _ = await command("ciworker", "doctor", env=tea.worker.environment)
+    assert f"FAIL  statuses at {tea.https.place}: " in out.decode()
+    assert "the receiver answered 404" in out.decode()
 
 
 async def test_a_rule_whose_repository_cannot_be_fetched_starts_no_worker(tea: Tea) -> None:

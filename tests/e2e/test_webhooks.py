@@ -3,10 +3,14 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 
+from ciworker.domain.webhook import trial_message
+from ciworker.store.session import Database
+from ciworker.store.webhooks import Deliveries
 from tests.conftest import WorkerFactory
 from tests.driver import DEADLINE, Worker, command
 from tests.e2e.test_metrics import scrape
@@ -118,6 +122,36 @@ async def test_a_webhook_that_fails_is_seen_by_test_list_doctor_and_metrics(
     async with asyncio.timeout(DEADLINE):
         while (await scrape(telling)).value("ciworker_webhook_pending", kind="webhook"):
             await asyncio.sleep(0.05)
+
+
+async def test_a_webhook_that_fails_is_seen_behind_any_number_of_messages_that_wait(
+    new_worker: WorkerFactory, receiver: Receiver
+) -> None:
+    """The one that was tried is the oldest: the gate lets none of the others through."""
+    receiver.status = 500
+    worker = new_worker(webhooks=hooks(receiver))
+    worker.data_dir.mkdir()
+    database = await Database.open(worker.data_dir / "ciworker.db")
+    try:
+        store = Deliveries(database, lambda: None)
+        now = datetime.now(UTC)
+        made = [await store.add(trial_message("tea", now), now) for _ in range(60)]
+    finally:
+        await database.close()
+    await worker.start()
+    async with asyncio.timeout(DEADLINE):
+        while not await failed_ones(worker):
+            await asyncio.sleep(0.05)
+    code, out, _ = await operator(worker, "doctor")
+    assert code == 1
+    assert "FAIL  webhook tea: " in out
+    assert "the newest: the receiver answered 500" in out
+    assert set(await failed_ones(worker)) < {delivery.id for delivery in made}
+
+
+async def failed_ones(worker: Worker) -> list[str]:
+    _, page = await worker.call("GET", "/webhooks/deliveries?failed=true&limit=500")
+    return [item["id"] for item in page["items"]]
 
 
 async def test_secret_and_address_are_in_no_answer_log_or_store(

@@ -185,6 +185,19 @@ async def test_pages_are_newest_first_and_by_state(deliveries: Deliveries) -> No
     assert [delivery.id for delivery in await deliveries.page(9, DELIVERED)] == [made[1].id]
 
 
+async def test_those_that_failed_are_found_behind_any_number_of_others(
+    deliveries: Deliveries,
+) -> None:
+    first = await deliveries.add(message(), NOW)
+    failed = replace(first, tries=1, error="no")
+    await deliveries.record(failed)
+    for _ in range(3):
+        await deliveries.add(message(), NOW)
+    assert await deliveries.page(1, failed=True) == [failed]
+    assert await deliveries.page(1, PENDING, failed=True) == [failed]
+    assert await deliveries.page(1, GIVEN_UP, failed=True) == []
+
+
 async def test_old_ones_are_forgotten_and_too_many_given_up_where_that_is_seen(
     deliveries: Deliveries, monkeypatch: pytest.MonkeyPatch
 ) -> None:

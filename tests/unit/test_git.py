@@ -6,14 +6,14 @@ import os
 import shutil
 import socket
 import tarfile
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ciworker.domain.git import parse_remote
+from ciworker.domain.git import Remote, parse_remote
 from ciworker.errors import SourceFailed
 from ciworker.settings import GitHost, Settings
 from ciworker.source import git as module
@@ -202,8 +202,19 @@ async def test_a_folder_of_the_tree_can_be_the_tree(repo: Made, fetcher: Fetcher
     assert workspace.names == {"b", ".ciworker.toml"}
     with pytest.raises(SourceFailed, match="the commit has no folder none"):
         await fetcher.tree(repo.url, subdirectory="none")
-    with pytest.raises(SourceFailed, match="the commit has no folder a"):
+    with pytest.raises(SourceFailed, match="the commit has no folder a: that is no folder"):
         await fetcher.tree(repo.url, subdirectory="a")
+
+
+async def test_what_else_fails_of_a_folder_is_not_said_to_be_missing(
+    repo: Made, fetcher: Fetcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repo.commit({"cup/b": "2"})
+    before = 'case " $* " in *" archive "*) echo "fatal: no cup is clean" >&2; exit 1;; esac'
+    monkeypatch.setenv("PATH", replaced_git(fetcher, before))
+    with pytest.raises(SourceFailed) as failed:
+        await fetcher.tree(repo.url, subdirectory="cup")
+    assert str(failed.value) == "git could not fetch it: fatal: no cup is clean"
 
 
 # what repositories bring along
@@ -261,14 +272,10 @@ async def test_what_a_parser_let_through_git_would_not_run(
 ) -> None:
     """The second line: no transport but the remote's, and no option where its URL stands."""
     evil = url.format(canary=canary)
-    monkeypatch.setattr(module, "fetch_words", lambda _, ref: words_for(evil, ref))
+    monkeypatch.setattr(Remote, "url", property(lambda _: evil))
     (fetcher.folder.parents[2] / name).mkdir()
     await fetcher.why_not(f"file://{fetcher.folder.parents[2] / name}")
     assert not canary.exists()
-
-
-def words_for(url: str, ref: str) -> Sequence[str]:
-    return ("fetch", "--depth=1", "--end-of-options", url, ref)
 
 
 async def test_symlinks_out_of_the_tree_are_refused_as_in_an_upload(
@@ -299,6 +306,26 @@ async def test_many_small_files_are_counted_together(
     monkeypatch.setattr(module, "LOOK", 0.0)
     monkeypatch.setattr(module, "_size_of", lambda _: 2**20 + 1)
     assert "max_git" in await Fetcher(tmp_path, max_git=2**20).why_not(repo.url)
+
+
+def test_the_size_of_a_folder_is_what_all_its_files_take_on_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, room = 64 * 1024, 32 * 1024
+    for name in ("a", "b/c", "b/d/e"):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        with path.open("wb") as file:
+            file.write(os.urandom(one))
+            file.flush()
+            os.fsync(file.fileno())
+    (tmp_path / "dangling").symlink_to("/none")
+    with (tmp_path / "sparse").open("wb") as file:
+        file.truncate(2**30)
+    assert 3 * one <= module._size_of(tmp_path) < 3 * one + room
+    walk = [(str(tmp_path), ["b"], ["a", "gone"]), (f"{tmp_path}/left", [], ["x"])]
+    monkeypatch.setattr(os, "walk", lambda _: iter(walk))
+    assert one <= module._size_of(tmp_path) < one + room
 
 
 async def test_what_unfolds_beyond_its_bound_is_refused(repo: Made, fetcher: Fetcher) -> None:
@@ -470,6 +497,21 @@ async def test_a_token_is_nowhere_but_with_its_host(served: Served, tmp_path: Pa
     assert not [process for process in Path("/proc").iterdir() if is_in(process, fetcher)]
 
 
+async def test_a_token_goes_to_the_fetch_and_to_no_other_git(
+    served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fetcher, log = Fetcher(tmp_path, git_hosts=served.hosts()), tmp_path / "words"
+    fetcher.secrets = {"T": PASSWORD}
+    before = f'echo "${{CIWORKER_TOKEN_DESCRIPTOR:-none}}" "$@" >> {log}'
+    monkeypatch.setenv("PATH", replaced_git(fetcher, before))
+    await fetcher.tree(served.https.url("private/tea.git"), subdirectory=None)
+    told = [line.split() for line in log.read_text().splitlines()]
+    ours = [line for line in told if "--git-dir=repository.git" in line]  # not the server's
+    commands = {"init", "fetch", "rev-parse", "archive"}
+    assert commands <= {word for line in ours for word in line}
+    assert [commands & {*line} for line in ours if line[0] != "none"] == [{"fetch"}]
+
+
 async def test_a_token_that_the_host_repeats_is_masked(served: Served, tmp_path: Path) -> None:
     fetcher = Fetcher(tmp_path, git_hosts=served.hosts())
     fetcher.secrets = {"T": PASSWORD}
@@ -511,6 +553,15 @@ async def test_much_that_git_says_is_cut(
 
 
 # small things
+
+
+def replaced_git(fetcher: Fetcher, before: str) -> str:
+    """A PATH whose git runs these lines of shell before the real one."""
+    script = fetcher.folder.parents[2] / "bin" / "git"
+    script.parent.mkdir()
+    script.write_text(f'#!/bin/sh\n{before}\nexec {shutil.which("git")} "$@"\n')
+    script.chmod(0o755)
+    return f"{script.parent}:{os.environ['PATH']}"
 
 
 def alike(repo: Made) -> tuple[str, str]:

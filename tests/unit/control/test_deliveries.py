@@ -42,6 +42,7 @@ class Desk:
             self.changed,
             self.metrics.deliveries,
         )
+        self.operator = Deliveries(database, self.deliverer.hurry)
 
     @asynccontextmanager
     async def at_work(self) -> AsyncIterator[None]:
@@ -53,9 +54,10 @@ class Desk:
             task.cancel()
             await asyncio.wait([task])
 
-    async def tell(self, endpoint: str = "tea") -> str:
-        now = self.clock.now()
-        return (await self.store.add(trial_message(endpoint, now), now)).id
+    async def tell(self, endpoint: str = "tea", *, asked: bool = False) -> str:
+        """asked: by an operator, who waits for it."""
+        now, store = self.clock.now(), self.operator if asked else self.store
+        return (await store.add(trial_message(endpoint, now), now)).id
 
     def pass_time(self, **time: float) -> None:
         self.clock.advance(timedelta(**time).total_seconds())
@@ -68,6 +70,12 @@ class Desk:
                 found = await self.store.get(delivery_id)
                 if found.state is state and found.tries >= tries:
                     return found
+                await asyncio.sleep(0.005)
+
+    async def failed(self, times: int) -> None:
+        """Until so many tries did, and the endpoint is left alone for that."""
+        async with asyncio.timeout(PATIENCE):
+            while self.counted("failed") < times:
                 await asyncio.sleep(0.005)
 
     def counted(self, outcome: str) -> float:
@@ -160,6 +168,27 @@ async def test_one_message_that_is_refused_keeps_no_other_waiting(
     assert desk.counted("failed") == 1
 
 
+async def test_what_an_operator_asks_for_waits_behind_no_endpoint_that_failed(
+    desk: Desk, receiver: Receiver
+) -> None:
+    receiver.status = 500
+    async with desk.at_work():
+        waits = await desk.tell()
+        for times in range(1, 13):  # by then the endpoint is left alone for most of an hour
+            await desk.failed(times)
+            desk.pass_time(hours=2)
+        await desk.failed(13)
+        failed = await desk.until(waits, PENDING, tries=13)
+        receiver.status = 200
+        tested = await desk.tell(asked=True)
+        assert (await desk.until(tested, DELIVERED)).tries == 1
+        await desk.operator.again(tested, desk.clock.now())
+        await desk.until(tested, DELIVERED)
+        assert failed.next_try_at is not None
+        assert failed.next_try_at > desk.clock.now()
+    assert [got.id for got in receiver.got if got.id == tested] == [tested] * 2
+
+
 async def test_after_three_days_a_message_is_given_up_and_can_be_sent_again(
     desk: Desk, receiver: Receiver
 ) -> None:
@@ -203,6 +232,33 @@ async def test_a_receiver_that_never_answers_is_not_waited_for_and_holds_up_no_o
             await desk.until(told, DELIVERED)
             failed = await desk.until(stuck, PENDING, tries=1)
     assert failed.error == "no answer within 0.3 s"
+
+
+@pytest.mark.parametrize(
+    ("answer", "told"),
+    [
+        (b"garbage\r\n\r\n", "ClientResponseError"),
+        (b"HTTP/1.1 301 x\r\nLocation: /s3cret~path\r\n", "ServerDisconnectedError"),
+    ],
+)
+async def test_what_a_receiver_answers_that_speaks_no_http_tells_nothing_of_its_address(
+    tmp_path: Path, database: Database, answer: bytes, told: str
+) -> None:
+    """aiohttp's error has the URL, but not as the settings write it."""
+
+    async def answering(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(answer)
+        writer.close()
+
+    server = await asyncio.start_server(answering, "127.0.0.1", 0)
+    async with server:
+        port = server.sockets[0].getsockname()[1]
+        url = f"http://LOCALHOST:{port}/s3cret%7Epath?key=s3cret"
+        desk = Desk(tmp_path, database, {"tea": {"url": url}})
+        async with desk.at_work():
+            failed = await desk.until(await desk.tell(), PENDING, tries=1)
+    assert failed.error == told
 
 
 async def test_a_deliverer_that_is_cut_off_in_mid_call_tells_it_again_with_the_same_id(

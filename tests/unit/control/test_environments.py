@@ -3,17 +3,24 @@
 import asyncio
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from ciworker.control import life as lives
+from ciworker.control import needs, setuplog
+from ciworker.control.keys import job_key
+from ciworker.control.setuplog import SetupLog
 from ciworker.domain.container import LABEL_BUILD, LABEL_ENVIRONMENT
 from ciworker.domain.decide import Bucket
 from ciworker.domain.environment import Environment, EnvironmentStatus
 from ciworker.domain.job import Cache, Job, Kind, Reason, Status
 from ciworker.domain.log import Stream
-from ciworker.errors import EngineFailed, EngineUnavailable
+from ciworker.errors import EngineFailed, EngineUnavailable, StoreUnavailable
+from ciworker.feed.feed import Feed
+from ciworker.store.session import Database
 from tests.unit.control.conftest import NewLab
-from tests.unit.control.lab import Lab, Life
+from tests.unit.control.lab import PATIENCE, Lab, Life
 
 READY, FAILED, ABSENT = EnvironmentStatus.READY, EnvironmentStatus.FAILED, EnvironmentStatus.ABSENT
 SETUP = ("echo setting up",)
@@ -462,3 +469,59 @@ async def test_of_a_long_setup_log_each_job_gets_the_head_and_the_tail(lab: Lab)
     assert printed == [n for n in range(1, count + 1) if n in set(printed)]
     assert printed[0] == 1
     assert printed[-199:] == list(range(count - 198, count + 1))
+
+
+async def test_a_store_that_is_away_for_long_while_lines_are_copied_leaves_no_job_stuck(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The lines of the copier that failed are stored before another one counts on from them."""
+    monkeypatch.setattr(needs, "RETRY", 0.0)
+    monkeypatch.setattr(lives, "STORE_WAIT", 0.01)
+    monkeypatch.setattr(setuplog, "MOST_BYTES", 0)
+    monkeypatch.setattr(setuplog, "LAST_LINES", 1)
+    away = Away(monkeypatch)
+    async with lab.life() as life:
+        job_id = await submit(life, setup=("seq 100",))
+        async with asyncio.timeout(PATIENCE):
+            while away.copiers < 2 and not life.controller._failures.get(job_key(job_id)):
+                await asyncio.sleep(0.005)
+        away.over = True
+        assert (await life.ended(job_id)).reason is Reason.PASSED
+        texts = [text for _, text in await lines(life, job_id)]
+    assert texts[-2:] == ["::endgroup::", "tested"]
+    assert len([text for text in texts if "are left out here" in text]) == 1
+
+
+class Away:
+    """From when a copier says what it leaves out, the store gives and takes no lines, until it is
+    `over`.
+
+    copiers: that failed since, once lines were refused.
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.over, self.copiers = False, 0
+        self._began, self._refused = False, False
+        self._read, self._insert = Feed.read, Database.insert
+        self._leave_out = SetupLog._leave_out
+        away = self
+
+        def leave_out(self: SetupLog, ended: int | None) -> None:
+            away._leave_out(self, ended)
+            away._began = away._began or bool(self._pending)
+
+        async def read(self: Feed, *arguments: Any) -> Any:
+            if away._began and not away.over:
+                away.copiers += away._refused
+                raise StoreUnavailable("the database is locked")
+            return await away._read(self, *arguments)
+
+        async def insert(self: Database, *arguments: Any) -> None:
+            if away._began and not away.over:
+                away._refused = True
+                raise StoreUnavailable("the database is locked")
+            await away._insert(self, *arguments)
+
+        monkeypatch.setattr(SetupLog, "_leave_out", leave_out)
+        monkeypatch.setattr(Feed, "read", read)
+        monkeypatch.setattr(Database, "insert", insert)

@@ -127,6 +127,22 @@ async def test_what_is_abandoned_is_stored_or_gone(writer: Writer, topic: Topic)
     assert shown(topic) == []
 
 
+async def test_behind_the_end_of_a_fetch_that_was_cut_off_no_progress_is_shown(
+    writer: Writer, topic: Topic
+) -> None:
+    log = log_after(LogEnd(), writer, topic)
+    log.open("Fetch")
+    writer.store()
+    log.progress(b"Receiving objects:  45%")
+    log.say("ciworker: the fetch took more than 1 s")
+    log.close()
+    writer.store()
+    async with asyncio.timeout(10):
+        await log.all_stored()
+    assert writer.text.endswith("::endgroup::\n")
+    assert shown(topic) == []
+
+
 async def test_who_waits_for_all_lines_waits_for_the_store(writer: Writer, topic: Topic) -> None:
     log = log_after(LogEnd(), writer, topic)
     log.open("Fetch")

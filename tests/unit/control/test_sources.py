@@ -3,18 +3,22 @@
 import asyncio
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from ciworker.control import life as lives
 from ciworker.control import sources
+from ciworker.control.keys import job_key
 from ciworker.domain.job import Git, Job, Reason, Status
 from ciworker.errors import StoreUnavailable
 from ciworker.source import git as module
 from ciworker.source.intake import Intake
+from ciworker.store.jobs import Jobs
+from ciworker.store.session import Database
 from tests.engine.fake import FakeEngine
 from tests.repositories import Made, git, made
 from tests.unit.control.lab import PATIENCE, Lab, Life
@@ -182,6 +186,46 @@ async def test_more_than_a_few_wait_for_their_turn(
         assert {(await life.ended(job)).reason for job in (first, second)} == {Reason.PASSED}
 
 
+async def test_whose_turn_it_is_follows_from_priority_then_age_and_who_waits_costs_no_task(
+    lab: Lab, repo: Made, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources, "MOST_FETCHES", 1)
+    for branch in ("first", "old", "young", "urgent"):
+        repo.commit({"leaf.txt": branch}, branch=branch)
+    wanted = (("first", 0), ("old", 0), ("young", 0), ("urgent", 5))
+    async with lab.life() as life:
+        jobs = [replace(git_job(lab, repo, ref=ref), priority=rank) for ref, rank in wanted]
+        for job in jobs:
+            await submitted(life, job)
+            await waited(gate.reached)
+        async with asyncio.timeout(PATIENCE):
+            while len(life.controller._steps._sources._turns._waiting) < 3:
+                await asyncio.sleep(0.005)
+        fetching = [task for task in asyncio.all_tasks() if task.get_name().startswith("fetch ")]
+        assert len(fetching) == 1
+        assert gate.asked == ["first"]
+        gate.open.set()
+        assert {(await life.ended(job.id)).reason for job in jobs} == {Reason.PASSED}
+        assert gate.asked == ["first", "urgent", "old", "young"]
+
+
+async def test_below_min_free_nothing_is_fetched_until_there_is_room(
+    tmp_path: Path, engine: FakeEngine, repo: Made, gate: Gate
+) -> None:
+    gate.open.set()
+    full = Lab(tmp_path / "data", engine, **settings(tmp_path), min_free="100%")
+    async with full.life(clean=False) as life:
+        job_id = await submitted(life, git_job(full, repo))
+        async with asyncio.timeout(PATIENCE):
+            while not life.controller._failures.get(job_key(job_id)):
+                await asyncio.sleep(0.005)
+        assert gate.asked == []
+        assert await text(life, job_id) == ""
+    async with Lab(tmp_path / "data", engine, **settings(tmp_path)).life() as life:
+        assert (await life.ended(job_id)).reason is Reason.PASSED
+    assert gate.asked == ["main"]
+
+
 async def test_a_fetch_that_takes_too_long_is_ended(
     tmp_path: Path, engine: FakeEngine, repo: Made, gate: Gate
 ) -> None:
@@ -243,6 +287,51 @@ async def test_a_fetch_that_could_not_be_recorded_is_done_again(
         job = await life.ended(await submitted(life, git_job(lab, repo)))
         assert job.reason is Reason.PASSED
         assert len(tried) == 2
+
+
+class Away:
+    """The store takes neither lines nor what was fetched, until `over` is set."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.over = asyncio.Event()
+        self.refused: list[str] = []
+        for owner, name in ((Database, "insert"), (Jobs, "note_source")):
+            monkeypatch.setattr(owner, name, self._away(name, getattr(owner, name)))
+
+    def _away(self, name: str, real: Callable[..., Awaitable[Any]]) -> Callable[..., Any]:
+        async def call(*arguments: Any, **named: Any) -> Any:
+            if not self.over.is_set():
+                self.refused.append(name)
+                raise StoreUnavailable("the database is locked")
+            return await real(*arguments, **named)
+
+        return call
+
+
+@pytest.mark.parametrize("cancelled", [False, True])
+async def test_a_store_that_is_away_for_long_in_mid_fetch_leaves_the_job_to_go_on_or_be_cancelled(
+    lab: Lab, repo: Made, monkeypatch: pytest.MonkeyPatch, cancelled: bool
+) -> None:
+    """The lines of the fetch that failed are stored before another one counts on from them."""
+    monkeypatch.setattr(sources, "RETRY", 0.0)
+    monkeypatch.setattr(lives, "STORE_WAIT", 0.01)
+    away = Away(monkeypatch)
+    async with lab.life() as life:
+        job_id = await submitted(life, git_job(lab, repo))
+        async with asyncio.timeout(PATIENCE):
+            while away.refused.count("note_source") < 2 and not life.controller._failures.get(
+                job_key(job_id)
+            ):
+                await asyncio.sleep(0.005)
+        assert "insert" in away.refused
+        if cancelled:
+            await life.cancel(job_id)
+        away.over.set()
+        job = await life.ended(job_id)
+        assert job.reason is (Reason.CANCELLED if cancelled else Reason.PASSED)
+        log = await text(life, job_id)
+        assert log.startswith(f"{MARK}{repo.url}\n")
+        assert cancelled or log.endswith("::endgroup::\noolong\n")
 
 
 async def test_a_cancel_is_not_recorded_before_the_lines_are_stored(

@@ -13,7 +13,9 @@ from ciworker.domain.forge import (
     api_of,
     change_of,
     delivery_id,
+    hook_event,
     is_authentic,
+    is_signed,
     signs_bodies,
     status_call,
     token_header,
@@ -27,6 +29,7 @@ from tests.receiver import SECRET
 from tests.store.lab import new_job
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
+BY_PUSH = {"kind": "git", "hook": {"event": "push"}}
 NOW = 1_800_000_000.0
 
 
@@ -50,12 +53,14 @@ def test_a_recorded_delivery_means_its_commit(forge: Forge, event: str) -> None:
 @pytest.mark.parametrize("forge", Forge)
 def test_who_knows_the_secret_is_the_forge_and_nobody_else(forge: Forge) -> None:
     sent = delivery(forge, "push", COMMIT)
+    assert is_signed(forge, sent.lower)
     assert authentic(sent, SECRETS[forge])
     assert not authentic(sent, "another")
     assert not authentic(sent.signed("another"), SECRETS[forge])
     assert not authentic(sent.signed(""), SECRETS[forge])
     sent.headers = {"Content-Type": "application/json"}
     assert not authentic(sent, SECRETS[forge])
+    assert not is_signed(forge, sent.lower)
 
 
 @pytest.mark.parametrize("forge", [Forge.GITHUB, Forge.FORGEJO])
@@ -87,6 +92,7 @@ def gitlab_signed(at: float = NOW, secret: str = SECRET) -> FromForge:
 
 def test_gitlabs_signing_token_is_one_of_standard_webhooks_and_old_ones_do_not_count() -> None:
     sent = gitlab_signed()
+    assert is_signed(Forge.GITLAB, {"webhook-signature": sent.headers["webhook-signature"]})
     assert signs_bodies(Forge.GITLAB, sent.lower)
     assert not signs_bodies(Forge.GITLAB, delivery(Forge.GITLAB, "push", COMMIT).lower)
     assert authentic(sent, SECRET)
@@ -206,17 +212,28 @@ PAGE = "https://ci.example.org/jobs/x"
 def test_each_forge_is_told_in_its_own_words(
     status: Status, reason: Reason | None, states: tuple[str, ...]
 ) -> None:
-    job = replace(new_job(status=status), reason=reason, message="w" * 200)
+    job = replace(new_job(status=status, source=BY_PUSH), reason=reason, message="w" * 200)
     for forge, state in zip(Forge, states, strict=True):
         call = status_call(forge, "acme/tea", COMMIT, job, PAGE)
         assert call.body == {
-            "state": state, "context": "ciworker", "target_url": PAGE, "description": "w" * 140,
+            "state": state, "context": "ciworker/push", "target_url": PAGE,
+            "description": "w" * 140,
         }  # fmt: skip
         assert "target_url" not in status_call(forge, "acme/tea", COMMIT, job, None).body
 
 
+@pytest.mark.parametrize("event", HookEvent)
+def test_what_made_a_job_names_its_status(event: HookEvent) -> None:
+    """A push and a pull request of one commit do not fight over one status."""
+    job = new_job(source={"kind": "git", "hook": {"event": event.value}})
+    assert hook_event(job) is event
+    body = status_call(Forge.GITHUB, "acme/tea", COMMIT, job, None).body
+    assert body["context"] == f"ciworker/{event}"
+    assert hook_event(new_job(source={"kind": "git"})) is None
+
+
 def test_each_forge_is_asked_where_and_as_its_documentation_says() -> None:
-    job = new_job()
+    job = new_job(source=BY_PUSH)
     paths = {forge: status_call(forge, "acme/tea", COMMIT, job, None).path for forge in Forge}
     assert paths == {
         Forge.GITHUB: f"/repos/acme/tea/statuses/{COMMIT}",

@@ -45,6 +45,19 @@ def test_a_url_is_put_together_again(url: str, given: str | None, place: str, na
 @pytest.mark.parametrize(
     "url",
     [
+        "https://h/acme/tea.git",
+        "https://h:8443/acme/tea/",
+        "git@h:acme/tea.git",
+        "ssh://h/acme/tea",
+    ],
+)
+def test_a_forge_knows_a_repository_by_owner_and_name(url: str) -> None:
+    assert parse_remote(url).full_name == "acme/tea"
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
         "", "x", "/srv/x.git", "../x", "C:/x", "h:x", "--upload-pack=touch /tmp/x", "-x",
         "ext::sh -c touch% x", "fd::17", "transport::https://h/x", "https::https://h/x",
         "http://h/x", "git://h/x", "ftp://h/x", "ssh+git://h/x",
@@ -134,6 +147,9 @@ INTERNAL = (
     "0.0.0.0", "224.0.0.1", "239.1.1.1", "255.255.255.255", "192.0.2.1", "198.18.0.1",
     "::1", "::", "fe80::1", "fe80::1%eth0", "fd00::1", "fc00::1", "ff02::1", "2001:db8::1",
     "::ffff:127.0.0.1", "::ffff:10.0.0.1", "64:ff9b::7f00:1", "64:ff9b::a00:1", "2002:7f00:1::",
+    "192.0.0.8", "192.0.0.170", "fec0::1", "64:ff9b:1::7f00:1", "64:ff9b:1:ffff::a00:1",
+    "::127.0.0.1", "::169.254.169.254", "::ffff:0:127.0.0.1", "::ffff:0:10.0.0.1",
+    "::ffff:192.0.0.8", "64:ff9b::c000:8",
 )  # fmt: skip
 
 
