@@ -1,7 +1,7 @@
 """Webhooks in: pushes and pull requests of GitHub, GitLab and Forgejo make jobs.
 
 Open without a token: whoever knows the secret of a rule of the settings is its forge. Nothing of a
-body is looked at before that is known.
+body is looked at before that is known; whoever does not know it is counted as with a wrong token.
 """
 
 import asyncio
@@ -26,7 +26,7 @@ from ciworker.errors import Invalid, Unknown
 from ciworker.settings import HookRule, Settings
 from ciworker.store.audit import Action, Deed
 from ciworker.telemetry import logger
-from ciworker.web.access import address
+from ciworker.web.access import address, count_failure
 from ciworker.web.answers import json_answer
 from ciworker.web.context import CONTEXT, Context
 from ciworker.web.diskguard import check_room
@@ -45,6 +45,13 @@ async def receive_hook(request: web.Request) -> web.Response:
     headers = {name.lower(): value for name, value in request.headers.items()}
     body = await _body(request, context.hook_turns)
     rules = _trusted(context, forge, headers, body)
+    if not rules:
+        count_failure(request, "deliveries with a wrong signature")
+        raise Refused(
+            401,
+            f"no rule of the setting hooks has this {forge} signature: give the forge and the "
+            "worker the same secret",
+        )
     change = change_of(forge, headers, _payload(request, body))
     wanted = [rule for rule in rules if change and _concerns(rule, change)]
     if change is None or not wanted:
@@ -96,22 +103,12 @@ async def _body(request: web.Request, turns: asyncio.Semaphore) -> bytes:
 def _trusted(
     context: Context, forge: Forge, headers: Mapping[str, str], body: bytes
 ) -> Sequence[HookRule]:
-    """The rules whose secret the sender knows; all are compared, so that time tells nothing.
-
-    Raises:
-        Refused: there is none.
-    """
+    """The rules whose secret the sender knows; all are compared, so that time tells nothing."""
     now, found = context.now().timestamp(), []
     for rule in context.settings.hooks:
         secret = context.secret(rule.secret)
         if rule.forge == forge and secret and is_authentic(forge, headers, body, secret, now):
             found.append(rule)
-    if not found:
-        raise Refused(
-            401,
-            f"no rule of the setting hooks has this {forge} signature: give the forge and the "
-            "worker the same secret",
-        )
     return found
 
 
