@@ -160,7 +160,7 @@ async def test_a_webhook_that_fails_is_seen_by_test_list_doctor_and_metrics(
     assert "1 pending (1 tried in vain), since " in out
     code, out, _ = await operator(telling, "doctor")
     assert code == 1
-    assert "FAIL  webhook tea: 1 messages were tried in vain, 0 given up" in out
+    assert "FAIL  webhook tea: 1 message tried in vain, 0 given up" in out
     assert "ciworker webhook test tea" in out
     seen = await scrape(telling)
     failed = {"kind": "webhook", "outcome": "failed"}
