@@ -8,8 +8,9 @@ import typer
 
 from ciworker.cli.api import call
 from ciworker.errors import Unknown
+from ciworker.harmless import harmless
 from ciworker.settings import Settings
-from ciworker.units import format_size
+from ciworker.units import format_size, plural
 
 SHOWN = 12
 LEAST_PREFIX = 6
@@ -24,7 +25,7 @@ def show(settings: Settings, *, as_json: bool) -> None:
     for item in found["items"]:
         typer.echo(_line(item))
     typer.echo(
-        f"{len(found['items'])} environments, {format_size(found['bytes'])}; "
+        f"{plural(len(found['items']), 'environment')}, {format_size(found['bytes'])}; "
         f"hits: {found['hits']}, misses: {found['misses']}, "
         f"set up in {found['build_seconds']:.1f} s",
         err=True,
@@ -61,9 +62,9 @@ def _line(item: dict[str, Any]) -> str:
     when = f"{used:%Y-%m-%d %H:%M}" if used else "never"
     state = "in use" if item["in_use"] and item["status"] == "ready" else item["status"]
     about = item["message"] or "; ".join(item["commands"])
-    return (
+    return harmless(
         f"{item['key'][:SHOWN]}  {state:<8}  {format_size(item['bytes']):>9}  "
-        f"{item['hits']:>4} hits  last used {when}  {item['project']}  {_short(about)}"
+        f"hits: {item['hits']:>4}  last used {when}  {item['project']}  {_short(about)}"
     )
 
 
