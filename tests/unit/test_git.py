@@ -33,7 +33,7 @@ pytestmark = pytest.mark.rows(35)
 
 NAME = "tea.example"  # resolves to nothing on any machine
 PASSWORD = "canary-of-a-password-7f3a"
-ODD = 'Q7/ü+"9 zK~w8\\R(T)*'  # each form that encoders give it is another
+ODD = 'Q7/+"9 zK~w8\\R(T)*'  # each form that encoders give it is another
 LOCAL = ("127.0.0.0/8", "::1")
 
 

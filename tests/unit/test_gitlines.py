@@ -39,7 +39,7 @@ def test_a_token_in_any_form_is_masked_in_lines_and_in_progress() -> None:
     data = f"a {TOKEN} b\nq=Q7%2F9Z%2BW8~K2X5V&\n".encode() + BASIC + b"\nc " + TOKEN.encode()
     lines, unfinished = heard(data, list(range(1, len(data))))
     assert lines[:2] == [b"a *** b", b"q=***&"]
-    assert lines[2].endswith(b"***")
+    assert lines[2].rstrip(b"=").endswith(b"***")
     assert lines[3] == b"c ***"
     assert b"c" in unfinished
     assert not [shown for shown in unfinished if b"Q" in shown]
