@@ -14,7 +14,7 @@ _MAY_BE_CUT = (HEADINGS.index("IMAGE"), HEADINGS.index("PROJECT"))
 _LEAST_WIDTH = 8
 _LEAST_HEADINGS = HEADINGS.index("STATUS") + 1
 FAILURES = (1, 3)  # exit codes of jobs that ended by themselves and did not pass
-_APART = ("history", "last_lines")  # of a job's fields, are shown on lines of their own
+_APART = ("history", "last_lines", "phases")  # of a job's fields, are told in another way
 _MINUTE, _HOUR, _DAY = 60, 3600, 86400
 
 
@@ -37,10 +37,10 @@ def phase(job: Job) -> str:
     return "setup" if job.status == "starting" or job.waits_for else outcome(job)
 
 
-def phases(job: Job) -> str:
-    """What an ended job's time went into: `queued 3.0 s, setup 0.4 s, run 12 s`. Empty where the
-    server did not tell."""
-    return ", ".join(f"{clean(name)} {duration(seconds)}" for name, seconds in job.phases())
+def phases(job: Job, now: datetime | None = None) -> str:
+    """What a job's time went into: `queued 3.0 s, setup 0.4 s, run 12 s`. Empty where the server
+    did not tell."""
+    return ", ".join(f"{clean(name)} {duration(seconds)}" for name, seconds in job.phases(now))
 
 
 def verdict(job: Job, now: datetime) -> str:
@@ -202,6 +202,8 @@ def describe(job: Job, now: datetime) -> str:
     """Everything known about a job, the verdict or status last."""
     facts = {key: value for key, value in job.raw.items() if key not in _APART}
     lines = list(_fields(facts, ""))
+    if spent := phases(job, now):
+        lines.append(f"{'phases':<16} {spent}")
     history = job.raw.get("history")
     if isinstance(history, list) and history:
         lines.append("history")

@@ -74,15 +74,16 @@ class Job:
             return self.seconds(now) or 0.0
         return max(0.0, ((self.finished_at or now) - self.created_at).total_seconds())
 
-    def phases(self) -> list[tuple[str, float]]:
-        """What an ended job's time went into, and how many seconds of it; empty where the server
-        did not tell."""
+    def phases(self, now: datetime | None = None) -> list[tuple[str, float]]:
+        """What a job's time went into, and how many seconds of it; empty where the server did not
+        tell. now: until when one that goes on is counted; left out, what is over of it."""
         told = self.raw.get("phases")
         found = []
         for phase in map(as_object, told if isinstance(told, list) else []):
-            name, seconds = _text(phase, "name"), phase.get("seconds")
+            name, seconds, since = _text(phase, "name"), phase.get("seconds"), _time(phase, "since")
             if name is not None and isinstance(seconds, int | float):
-                found.append((name, float(seconds)))
+                goes_on = (now - since).total_seconds() if now and since else 0.0
+                found.append((name, seconds + max(0.0, goes_on)))
         return found
 
     def last_lines(self) -> "list[Record]":

@@ -11,6 +11,8 @@ from typing import Literal
 
 import structlog
 
+from ciworker.harmless import harmless
+
 LogFormat = Literal["auto", "console", "json"]
 
 
@@ -28,14 +30,20 @@ def configure(log_format: LogFormat) -> None:
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         renderer,
     ]
-    if not console:
-        processors.insert(-1, structlog.processors.format_exc_info)
+    processors.insert(-1, _harmless if console else structlog.processors.format_exc_info)
     structlog.configure(
         processors=processors,
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
         cache_logger_on_first_use=True,
     )
+
+
+def _harmless(_: object, __: str, told: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    """What others named commands no terminal; JSON has no control characters anyway."""
+    return {
+        key: harmless(value) if isinstance(value, str) else value for key, value in told.items()
+    }
 
 
 def logger() -> structlog.typing.FilteringBoundLogger:

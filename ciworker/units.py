@@ -94,6 +94,11 @@ def format_size(size: float) -> str:
     return f"{size:.1f} GiB"
 
 
+def plural(count: int, word: str) -> str:
+    """`1 file`, `2,000 files`."""
+    return f"{count:,} {word}" if count == 1 else f"{count:,} {word}s"
+
+
 def key_of(secret: str) -> bytes:
     """The key that the text of a secret stands for.
 

@@ -10,7 +10,7 @@ import getpass
 import os
 import ssl
 import subprocess
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -66,12 +66,16 @@ class Authority:
 
 @dataclass
 class Https:
-    """A server of repositories; `asked` holds the path and the password of each request."""
+    """A server of repositories; `asked` holds the path and the password of each request.
+
+    says: lines to whoever has a wrong password.
+    """
 
     root: Path
     port: int
     password: str
     target: str = ""
+    says: Sequence[str] = ()
     asked: list[tuple[str, str | None]] = field(default_factory=list)
     _stalled: asyncio.Event = field(default_factory=asyncio.Event)
     _goes: asyncio.Event = field(default_factory=asyncio.Event)
@@ -107,7 +111,7 @@ class Https:
             self._stalled.set()
             await self._goes.wait()
         if kind == "private" and password != self.password:
-            said = f"fatal: {password} is no password\n"  # a host may repeat what it was sent
+            said = "\n".join([f"fatal: {password} is no password", *self.says, ""])
             headers = {"WWW-Authenticate": 'Basic realm="git"'}
             return web.Response(status=401, headers=headers, text=said)
         return await self._by_git(request, request.path.removeprefix("/once"))

@@ -79,9 +79,11 @@ class Receiver:
             await asyncio.Event().wait()
         return web.Response(status=self.status or 500, headers=self.headers)
 
-    async def until(self, reached: Callable[[list[Received]], bool]) -> list[Received]:
+    async def until(
+        self, reached: Callable[[list[Received]], bool], within: float = PATIENCE
+    ) -> list[Received]:
         """What came, once that is as wanted."""
-        async with asyncio.timeout(PATIENCE), self._changed:
+        async with asyncio.timeout(within), self._changed:
             await self._changed.wait_for(lambda: reached(self.got))
             return list(self.got)
 

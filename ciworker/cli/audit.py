@@ -10,15 +10,13 @@ from urllib.parse import urlencode
 from ciworker.cli.api import call
 from ciworker.cli.tokens import of_store, shown_at
 from ciworker.errors import StoreRefused
+from ciworker.harmless import harmless
 from ciworker.settings import Settings
 from ciworker.store.audit import MOST_KEPT, Audit, Recorded
 from ciworker.store.lock import is_held
 from ciworker.units import parse_age
 
 PER_PAGE = 500  # as many as the API gives at once
-# No terminal gets control characters, nor those that turn the direction of what follows.
-_TURNING = (0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A))
-_GONE = (*range(0x20), *range(0x7F, 0xA0), *_TURNING)
 
 
 def history(settings: Settings, since: str | None, limit: int) -> Sequence[Mapping[str, Any]]:
@@ -48,7 +46,7 @@ def told(item: Mapping[str, Any]) -> str:
     """An entry in a line."""
     who = f"{item['by']} ({item['token_id'] or 'no token'}) from {item['address']}"
     what = " ".join(text for text in (item["action"], item["subject"], item["detail"]) if text)
-    return f"{item['at']}  {who}: {what}".translate(dict.fromkeys(_GONE, "\ufffd"))
+    return harmless(f"{item['at']}  {who}: {what}")
 
 
 def _instant(text: str) -> datetime:

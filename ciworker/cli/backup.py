@@ -5,7 +5,7 @@ from pathlib import Path
 from ciworker.errors import Invalid
 from ciworker.settings import Settings
 from ciworker.store.backup import back_up
-from ciworker.units import format_size
+from ciworker.units import format_size, plural
 
 
 def backup(settings: Settings, target: Path) -> str:
@@ -18,6 +18,6 @@ def backup(settings: Settings, target: Path) -> str:
         raise Invalid(f"there is no {settings.database}: nothing to back up")
     held = back_up(settings.database, target)
     return (
-        f"{target}: {held.jobs} jobs, {held.lines} lines, {format_size(held.size)} "
-        f"({held.size} bytes), checked"
+        f"{target}: {plural(held.jobs, 'job')}, {plural(held.lines, 'line')}, "
+        f"{format_size(held.size)} ({held.size} bytes), checked"
     )

@@ -8,6 +8,7 @@ from pathlib import Path
 from ciworker.cli.connection import trusting
 from ciworker.cli.finding import Finding
 from ciworker.settings import Settings
+from ciworker.units import plural
 from ciworker.web.listening import tls
 
 SOON = 14 * 86400.0  # seconds before its end in which it should have been renewed
@@ -30,7 +31,7 @@ def certificate(settings: Settings) -> Iterator[Finding]:
     except ssl.SSLError as error:
         yield Finding(check, False, f"{settings.tls_cert}: {error}", _RENEW)
         return
-    told = f"{settings.tls_cert} is good for {left / 86400:.0f} days"
+    told = f"{settings.tls_cert} is good for {plural(round(left / 86400), 'day')}"
     yield Finding(check, True, told) if left > SOON else Finding(check, False, told, _RENEW)
 
 

@@ -22,8 +22,9 @@ from ciworker.cli.api import Unreachable, call
 from ciworker.cli.tokens import RoleName, lifetime, login_link, token_book, told
 from ciworker.domain.environment import SHOWN
 from ciworker.errors import CiworkerError
+from ciworker.harmless import harmless
 from ciworker.settings import Settings, load
-from ciworker.units import parse_duration
+from ciworker.units import parse_duration, plural
 
 Serve = Callable[[Settings], None]
 Config = Annotated[
@@ -218,7 +219,7 @@ def env_prune(config: Config = None) -> None:
         removed = environments.prune(load(config))
     for key in removed:
         typer.echo(f"removed {key[:SHOWN]}")
-    typer.echo(f"{len(removed)} environments removed", err=True)
+    typer.echo(f"{plural(len(removed), 'environment')} removed", err=True)
 
 
 @pool.command("up")
@@ -342,6 +343,7 @@ def _explained() -> Iterator[None]:
     try:
         yield
     except (ValueError, CiworkerError, OSError) as error:
-        typer.echo(f"ciworker: {error}", err=True)
+        lines = f"ciworker: {error}".split("\n")
+        typer.echo("\n".join(map(harmless, lines)), err=True)
         code = UNREACHABLE if isinstance(error, Unreachable) else 2
         raise typer.Exit(code) from error

@@ -7,6 +7,7 @@ from typing import Any
 
 from ciworker.cli.api import TIMEOUT, Unreachable, call
 from ciworker.errors import CiworkerError
+from ciworker.harmless import harmless
 from ciworker.settings import Settings
 from ciworker.store.lock import is_held
 from ciworker.store.readonly import active_jobs
@@ -82,7 +83,7 @@ def _waits_for(answer: Mapping[str, Any]) -> str:
     if not answer["draining"]:
         raise NotDrained("the worker takes jobs again: somebody called `ciworker drain --undo`")
     jobs = answer["waits_for"]
-    named = ", ".join(f"{job['id']} ({job['project']})" for job in jobs)
+    named = ", ".join(f"{job['id']} ({harmless(job['project'])})" for job in jobs)
     return f"waits for {len(jobs)} job{'s' * (len(jobs) != 1)}: {named}" if jobs else "nothing runs"
 
 

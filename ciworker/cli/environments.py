@@ -7,8 +7,9 @@ from typing import Any
 from ciworker.cli.api import call
 from ciworker.domain.environment import SHOWN
 from ciworker.errors import Unknown
+from ciworker.harmless import harmless
 from ciworker.settings import Settings
-from ciworker.units import format_size
+from ciworker.units import format_size, plural
 
 LEAST_PREFIX = 6
 
@@ -26,7 +27,7 @@ def told(report: Mapping[str, Any]) -> Iterator[str]:
 def summary(report: Mapping[str, Any]) -> str:
     """What the cache was worth."""
     return (
-        f"{len(report['items'])} environments, {format_size(report['bytes'])}; "
+        f"{plural(len(report['items']), 'environment')}, {format_size(report['bytes'])}; "
         f"hits: {report['hits']}, misses: {report['misses']}, "
         f"set up in {report['build_seconds']:.1f} s"
     )
@@ -62,9 +63,9 @@ def _line(item: Mapping[str, Any]) -> str:
     when = f"{used:%Y-%m-%d %H:%M}" if used else "never"
     state = "in use" if item["in_use"] and item["status"] == "ready" else item["status"]
     about = item["message"] or "; ".join(item["commands"])
-    return (
+    return harmless(
         f"{item['key'][:SHOWN]}  {state:<8}  {format_size(item['bytes']):>9}  "
-        f"{item['hits']:>4} hits  last used {when}  {item['project']}  {_short(about)}"
+        f"hits: {item['hits']:>4}  last used {when}  {item['project']}  {_short(about)}"
     )
 
 

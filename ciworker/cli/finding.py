@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from ciworker.harmless import harmless
+
 
 @dataclass(frozen=True, slots=True)
 class Finding:
@@ -14,6 +16,5 @@ class Finding:
 
     def line(self) -> str:
         mark = "ok  " if self.ok else "FAIL"
-        return f"{mark}  {self.check}: {self.detail}" + (
-            f"\n      {self.mend}" if self.mend else ""
-        )
+        told = [f"{mark}  {self.check}: {self.detail}", *([f"      {self.mend}"] * bool(self.mend))]
+        return "\n".join(map(harmless, told))

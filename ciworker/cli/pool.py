@@ -6,6 +6,7 @@ from typing import Any
 
 from ciworker.cli.api import call
 from ciworker.domain.environment import SHOWN
+from ciworker.harmless import harmless
 from ciworker.settings import Settings
 from ciworker.units import format_size
 
@@ -57,7 +58,7 @@ def told(report: Mapping[str, Any]) -> Iterator[str]:
 
 def _line(member: Mapping[str, Any]) -> str:
     holds = f", environment {member['environment'][:SHOWN]}" if member["environment"] else ""
-    return f"  {member['name']}  {member['state']}{holds}{_why(member)}"
+    return harmless(f"  {member['name']}  {member['state']}{holds}{_why(member)}")
 
 
 def _why(member: Mapping[str, Any]) -> str:

@@ -8,6 +8,7 @@ from typing import Any, Literal, Protocol, TypeVar
 
 from ciworker.cli.api import call
 from ciworker.errors import StoreRefused
+from ciworker.harmless import harmless
 from ciworker.settings import Settings
 from ciworker.store.audit import Action, Deed
 from ciworker.store.lock import StoreLock
@@ -159,4 +160,4 @@ def told(item: Mapping[str, Any], now: datetime) -> str:
         over = datetime.fromisoformat(item["expires_at"]) <= now
         state = f"{'expired' if over else 'until'} {item['expires_at']}"
     used = f"last used {item['last_used_at']}" if item["last_used_at"] else "never used"
-    return f"{item['id']}  {item['role']:<6}  {item['name']}  ({state}, {used})"
+    return f"{item['id']}  {item['role']:<6}  {harmless(item['name'])}  ({state}, {used})"

@@ -9,7 +9,9 @@ from urllib.parse import quote
 from ciworker.cli.api import call
 from ciworker.cli.finding import Finding
 from ciworker.errors import CiworkerError
+from ciworker.harmless import harmless
 from ciworker.settings import Settings
+from ciworker.units import plural
 
 PATIENCE = 15.0  # seconds; a try takes 10 at most
 LOOK_INTERVAL = 0.1
@@ -67,7 +69,7 @@ def line(item: Mapping[str, Any]) -> str:
     answer = f", answer {item['answer']}" if item["answer"] else ""
     error = f": {item['error']}" if item["error"] else ""
     again = f"; tried again at {item['next_try_at']}" if item["next_try_at"] else ""
-    return (
+    return harmless(
         f"{item['id']}  {item['state']}  {item['endpoint']}  {item['type']}{about}  "
         f"{tries}{answer}{error}{again}"
     )
@@ -106,9 +108,10 @@ def _may_be_mended(delivery: Mapping[str, Any]) -> bool:
 def _finding(item: Mapping[str, Any], failed: list[dict[str, Any]]) -> Finding:
     check = f"webhook {item['name']}"
     if not failed and not item["failing"]:
-        return Finding(check, True, f"{item['pending']} messages wait for {item['host']}")
+        waiting = plural(item["pending"], "message")
+        return Finding(check, True, f"waiting for {item['host']}: {waiting}")
     given_up = sum(delivery["state"] == "given_up" for delivery in failed)
-    detail = f"{item['failing']} messages were tried in vain, {given_up} given up"
+    detail = f"{plural(item['failing'], 'message')} tried in vain, {given_up} given up"
     detail += f"; the newest: {failed[0]['error']}" if failed else ""
     mend = f"mend that, then ciworker webhook test {item['name']}"
     if given_up:
@@ -120,7 +123,7 @@ def _status_finding(place: str, failed: list[dict[str, Any]]) -> Finding:
     check = f"statuses at {place}"
     if not failed:
         return Finding(check, True, "none was told in vain")
-    detail = f"{len(failed)} were told in vain; the newest: {failed[0]['error']}"
+    detail = f"{len(failed)} told in vain; the newest: {failed[0]['error']}"
     return Finding(check, False, detail, f"see status_token and api in git_hosts for {place}")
 
 

@@ -31,7 +31,7 @@ from ciworker.domain.mark import start_mark
 from ciworker.domain.masking import Read, StreamMask
 from ciworker.feed.feed import Topic
 from ciworker.store.logs import Batch, LogEnd, LogWriter
-from ciworker.units import format_size
+from ciworker.units import format_size, plural
 
 BUFFER = 8 * 2**20
 CHUNK_BYTES = 128 * 2**10
@@ -230,7 +230,7 @@ class LogKeeper:
         lines, size = self._tail.left_out
         if lines:
             self._say(
-                f"ciworker: {lines} lines ({format_size(size)}) are left out here: the job "
+                f"ciworker: {plural(lines, 'line')} ({format_size(size)}) left out here: the job "
                 "printed more than log_limit allows"
             )
         for item in self._tail.items:

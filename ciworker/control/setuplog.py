@@ -18,6 +18,7 @@ from ciworker.domain.job import Job
 from ciworker.domain.log import Chunk, Cursor, Position, Run, Stream, Unfinished
 from ciworker.feed.feed import Feed, Topic
 from ciworker.store.logs import Batch, LogEnd, LogWriter
+from ciworker.units import plural
 
 MOST_BYTES = 2**20  # copied into each job's log before the rest waits for the setup's end
 LAST_LINES = 200  # of a longer one, which are copied then
@@ -160,7 +161,8 @@ class SetupLog:
         left_out = 0 if ended is None else ended - LAST_LINES - self._copied
         if left_out > 0:
             self._copied += left_out
-            told = f"{left_out} lines are left out here: `ciclient logs {self._wait.setup}` has all"
+            lines = plural(left_out, "line")
+            told = f"{lines} left out here: `ciclient logs {self._wait.setup}` has all"
             self._say(f"ciworker: {told}", self._stage)
 
     def _show_unfinished(self, texts: Mapping[Stream, Unfinished] | None) -> None:

@@ -35,7 +35,7 @@ from ciworker.source.intake import Intake
 from ciworker.source.secrets import rules_of
 from ciworker.store.logs import LogEnd
 from ciworker.telemetry import logger
-from ciworker.units import format_size
+from ciworker.units import format_size, plural
 
 MOST_FETCHES = 4  # at once
 RETRY = 1.0
@@ -208,7 +208,7 @@ class Sources:
     async def _record(self, fetched: "_Fetched") -> None:
         """The tree is there: the job goes on as one that was uploaded."""
         job, workspace, spec = fetched.job, fetched.workspace, fetched.spec
-        said = f"fetched: {workspace.files:,} files, {format_size(workspace.unpacked)}"
+        said = f"fetched: {plural(workspace.files, 'file')}, {format_size(workspace.unpacked)}"
         waits = bool(spec.setup)
         recorded = await self._jobs.note_source(
             job.id,

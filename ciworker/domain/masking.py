@@ -159,10 +159,14 @@ class Mask:
         self._database.scan(data, match_event_handler=found)
         return _merged(sorted(ends)) if ends else ()
 
-    def masked(self, data: bytes) -> bytes:
-        """Whole lines, or what is no part of a stream."""
+    def masked(self, data: bytes, start: int = 0) -> bytes:
+        """Whole lines, or what is no part of a stream; what stands before start is not shown."""
         spans = self.spans(data)
-        return _rendered(data, spans, 0, len(data)) if spans else data
+        return _rendered(data, spans, start, len(data)) if spans else data[start:]
+
+    def masked_so_far(self, data: bytes, start: int = 0) -> bytes:
+        """Of a line that has not ended, as far as it is sure to be no secret's part."""
+        return _rendered(data, self.spans(data), start, max(start, self.open_at(data)))
 
     def open_at(self, data: bytes) -> int:
         """From where on the data may be the beginning of a form; its length if it is not."""
@@ -221,9 +225,7 @@ class StreamMask:
 
     def tail(self, unfinished: bytes, size: int) -> str:
         """The end of the line that has not ended, as far as it is sure to be no secret's part."""
-        data = self._text() + unfinished
-        spans, start = self._mask.spans(data), len(self._before)
-        shown = _rendered(data, spans, start, max(start, self._mask.open_at(data)))
+        shown = self._mask.masked_so_far(self._text() + unfinished, len(self._before))
         return readable_tail(shown, size)
 
     def _release(self, awaited: int) -> Iterator[Read]:

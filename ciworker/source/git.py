@@ -9,14 +9,12 @@ import asyncio
 import os
 import shutil
 import signal
-from base64 import b64encode
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
-from urllib.parse import quote
 
 from ciworker.domain.git import DEFAULT_REF, Scheme, is_commit, may_be_commit
 from ciworker.errors import SourceFailed
@@ -44,12 +42,12 @@ from ciworker.source.gitcommand import (
     shortened,
     too_large,
 )
+from ciworker.source.gitlines import GitLines
 
 PROGRAMS = ("git", "setpriv", "prlimit")
 LOOK = 0.1  # seconds between looks at the folder's size
 READ = 256 * 1024
 REASON_LINES = 8
-MAX_LINE = 1000
 MAX_LINES = 300
 MAX_ANSWER = 4096
 DEATH = 5.0  # seconds that killed processes may take to be gone
@@ -147,7 +145,6 @@ class Repository:
         self._environment = git_environment(
             access, str(folder.absolute()), os.environ.get("PATH", _PATH)
         )
-        self._secrets = _forms(access)
         self._lines = 0
 
     async def init(self, name: str = REPOSITORY) -> None:
@@ -335,22 +332,18 @@ class Repository:
     # what it says
 
     async def _hear(self, stream: asyncio.StreamReader, said: deque[bytes]) -> None:
-        rest = b""
+        lines = GitLines(self._access.token)
         while piece := await stream.read(READ):
-            *lines, rest = (rest + piece).split(b"\n")
-            for line in lines:
-                self._heard(_last_of(line), said)
-            rest = rest[-MAX_LINE:]
-            self._listener.progress(self._masked(_last_of(rest)))
-        self._heard(_last_of(rest), said)
+            for line in lines.feed(piece):
+                self._heard(line, said)
+            self._listener.progress(lines.unfinished)
+        for line in lines.finish():
+            self._heard(line, said)
 
     def _heard(self, line: bytes, said: deque[bytes]) -> None:
-        if not line:
-            return
-        masked = self._masked(line)[:MAX_LINE]
-        if not masked.startswith(_NO_REASONS):
-            said.append(masked)
-        self._tell(masked)
+        if not line.startswith(_NO_REASONS):
+            said.append(line)
+        self._tell(line)
 
     def _tell(self, line: bytes) -> None:
         self._lines += 1
@@ -359,22 +352,9 @@ class Repository:
         elif self._lines == MAX_LINES + 1:
             self._listener.line(b"git says more, which is left out")
 
-    def _masked(self, line: bytes) -> bytes:
-        for form in self._secrets:
-            line = line.replace(form, b"***")
-        return line
-
 
 def _verify(name: str) -> Sequence[str]:
     return ("rev-parse", "--verify", f"{name}^{{commit}}")
-
-
-def _forms(access: Access) -> Sequence[bytes]:
-    """How a host may repeat the password that it was sent."""
-    if access.token is None:
-        return []
-    basic = b64encode(f"{access.host.username}:{access.token}".encode())
-    return [access.token.encode(), basic, quote(access.token, safe="").encode()]
 
 
 def _filled_pipe(text: str) -> int:
@@ -386,11 +366,6 @@ def _filled_pipe(text: str) -> int:
     finally:
         os.close(writing)
     return reading
-
-
-def _last_of(line: bytes) -> bytes:
-    """What a terminal would show of it in the end: progress is written over by carriage returns."""
-    return line.rstrip().rpartition(b"\r")[2].strip()
 
 
 def _size_of(folder: Path) -> int:

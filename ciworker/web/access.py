@@ -72,7 +72,7 @@ async def authorise(request: web.Request, role: Role) -> None:
     try:
         token = await _token(request)
     except _WrongToken:
-        _count_wrong(request)
+        count_failure(request, "wrong tokens")
         raise
     if token.role < role:
         raise Refused(403, f"this needs a token of role {role.label}, yours is {token.role.label}")
@@ -89,6 +89,21 @@ def address(request: web.Request) -> str:
     context = request.app[CONTEXT]
     peer = "" if context.settings.unix_path else request.remote or ""
     return context.proxies.client(peer, request.headers.getall("X-Forwarded-For", []))
+
+
+def count_failure(request: web.Request, of: str) -> None:
+    """Count a wrong credential against its address.
+
+    Args:
+        request: had it.
+        of: what such are called, for whoever is refused.
+
+    Raises:
+        Refused: 429, there were too many.
+    """
+    asked_from = address(request)
+    if wait := request.app[CONTEXT].failures.take(site(asked_from)):
+        raise too_many(wait, f"too many {of} came from {asked_from}") from None
 
 
 async def is_still_in(request: web.Request) -> bool:
@@ -161,13 +176,6 @@ def _no_token() -> Refused:
 
 def _unauthorised(detail: str) -> Refused:
     return Refused(401, detail, _CHALLENGE)
-
-
-def _count_wrong(request: web.Request) -> None:
-    """Count a wrong token. Raises Refused, 429, where there were too many."""
-    asked_from = address(request)
-    if wait := request.app[CONTEXT].failures.take(site(asked_from)):
-        raise too_many(wait, f"too many wrong tokens came from {asked_from}") from None
 
 
 class _WrongToken(Refused):

@@ -86,7 +86,7 @@ class Context:
     secret: the value of a secret by its name, if it has one.
     hook_turns: of forges' deliveries that are read, before it is known who sent them.
     ends: the last that is told of jobs.
-    failures, submits: what is counted of wrong tokens, by address, and of submits, by token.
+    failures, submits: what is counted of wrong credentials, by address, and of submits, by token.
     closing: fires when the worker goes down and streams have to end.
     access_ended: fires when a token or a session does before its time.
     """

@@ -1,7 +1,8 @@
 """Webhooks in: pushes and pull requests of GitHub, GitLab and Forgejo make jobs.
 
 Open without a token: whoever knows the secret of a rule of the settings is its forge. Nothing of a
-body is looked at before that is known, nor read of one that nobody signed.
+body is looked at before that is known, nor read of one that nobody signed; whoever does not know it
+is counted as with a wrong token.
 """
 
 import asyncio
@@ -27,9 +28,9 @@ from ciworker.errors import Invalid, Unknown
 from ciworker.settings import HookRule, Settings
 from ciworker.store.audit import Action, Deed
 from ciworker.telemetry import logger
-from ciworker.web.access import address
+from ciworker.web.access import address, count_failure
 from ciworker.web.answers import json_answer
-from ciworker.web.context import CONTEXT, Context
+from ciworker.web.context import CONTEXT
 from ciworker.web.diskguard import check_room
 from ciworker.web.drain import check_taking
 from ciworker.web.models import GitRequest, HookAnswer, SpecRequest
@@ -85,11 +86,11 @@ async def _taken(
     """
     context = request.app[CONTEXT]
     if not is_signed(forge, headers):
-        raise _unknown(forge)
+        raise _unknown(request, forge)
     try:
         async with asyncio.timeout(READ_TIMEOUT), context.hook_turns:
             body = await _body(request)
-            return body, await _trusted(context, forge, headers, body)
+            return body, await _trusted(request, forge, headers, body)
     except TimeoutError:
         raise Refused(408, "the delivery came too slowly: send it again") from None
 
@@ -104,13 +105,14 @@ async def _body(request: web.Request) -> bytes:
 
 
 async def _trusted(
-    context: Context, forge: Forge, headers: Mapping[str, str], body: bytes
+    request: web.Request, forge: Forge, headers: Mapping[str, str], body: bytes
 ) -> Sequence[HookRule]:
     """The rules whose secret the sender knows; all are compared, so that time tells nothing.
 
     Raises:
         Refused: there is none.
     """
+    context = request.app[CONTEXT]
     now = context.now().timestamp()
     own = [rule for rule in context.settings.hooks if rule.forge == forge]
     values = {r.secret: value for r in own if (value := context.secret(r.secret))}
@@ -124,11 +126,17 @@ async def _trusted(
     known = await asyncio.to_thread(compared)  # a body may have megabytes
     found = [rule for rule in own if known.get(rule.secret)]
     if not found:
-        raise _unknown(forge)
+        raise _unknown(request, forge)
     return found
 
 
-def _unknown(forge: Forge) -> Refused:
+def _unknown(request: web.Request, forge: Forge) -> Refused:
+    """The refusal of a delivery that no rule's secret signed, counted.
+
+    Raises:
+        Refused: 429, there were too many.
+    """
+    count_failure(request, "deliveries with a wrong signature")
     return Refused(
         401,
         f"no rule of the setting hooks has this {forge} signature: give the forge and the worker "

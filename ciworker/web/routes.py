@@ -313,7 +313,7 @@ ROUTES: Sequence[Route] = (
         hooks.receive_hook,
         None,
         {200: HookAnswer, 202: HookAnswer},
-        refusals=(401, 408, 413, 415, 422, 503),
+        refusals=(401, 408, 413, 415, 422, 429, 503),
     ),
     Route(hdrs.METH_GET, f"{API}/webhooks", webhooks.list_webhooks, Role.ADMIN, {200: WebhookList}),
     Route(

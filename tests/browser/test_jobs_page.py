@@ -585,6 +585,7 @@ HOSTILE: Mapping[str, str] = {
 }
 
 
+@pytest.mark.attacks(39)
 @pytest.mark.parametrize("text", HOSTILE)
 async def test_what_jobs_say_is_only_text(page: Page, shared: Worker, text: str) -> None:
     job = await shared.run("exit 1 # " + text, vcs={"branch": text, "commit": text})

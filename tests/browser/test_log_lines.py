@@ -10,6 +10,7 @@ from tests.browser.conftest import Visit
 from tests.browser.driver import Faults
 from tests.browser.jobpage import JobPage, printed, texts
 from tests.browser.loading import Loading
+from tests.conftest import Attack
 from tests.driver import Worker
 from tests.e2e.follower import WAIT, let_go, stored
 
@@ -156,8 +157,9 @@ async def test_every_colour_can_be_read_in_both_themes_on_whatever_ground_its_li
     assert min(contrasts) >= 4.5
 
 
+@pytest.mark.attacks(39)
 async def test_a_log_of_hostile_strings_runs_nothing_and_is_shown_harmlessly(
-    visit: Visit, shared: Worker
+    visit: Visit, shared: Worker, attack: Attack
 ) -> None:
     job_id = await printed(shared, HOSTILE, code=1)
     page = await visit(shared, f"/jobs/{job_id}")
@@ -170,6 +172,7 @@ async def test_a_log_of_hostile_strings_runs_nothing_and_is_shown_harmlessly(
     assert await page.locator("#blocks :is(script, img, b, a, iframe)").count() == 0
     assert await page.title() == f"{(await shared.job(job_id))['project']}: tests failed · ciworker"
     # that the policy was not even asked is what the page's `faults` say at the end
+    attack(39, tried=len(HOSTILE))
 
 
 async def test_the_policy_would_stop_what_the_page_did_not(
@@ -349,6 +352,7 @@ async def _all(worker: Worker, job_id: str) -> list[dict[str, object]]:
     return await stored(worker, job_id)
 
 
+@pytest.mark.attacks(39)
 async def test_a_scripts_own_escape_of_a_name_stays_text(visit: Visit, shared: Worker) -> None:
     name = "<img src=x onerror=window.ran=1>\u200f[fdp.exe"
     job = await shared.run("true", project=name)

@@ -18,7 +18,7 @@ from tests.e2e.test_limits import MIB, watched
 
 FLOODS = {"yes": "timeout 3 yes", "empty": "timeout 3 yes ''", "nul": "timeout 3 cat /dev/zero"}
 LIMIT = 4 * MIB
-LEFT_OUT = re.compile(r"ciworker: (\d+) lines \((\d+|[\d.]+ \w+).*\) are left out here")
+LEFT_OUT = re.compile(r"ciworker: [\d,]+ lines? \((\d+|[\d.]+ \w+).*\) left out here")
 REMOVE = "DELETE /containers/{id}"
 REST = 60 * MIB  # of memory, for all that is bounded: the buffers of one job and of the store
 

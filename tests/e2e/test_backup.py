@@ -38,7 +38,7 @@ async def test_what_is_restored_is_all_there_and_queued_jobs_end_in_words(
     token = worker.token
 
     said = await backed_up(worker, target)
-    assert said.startswith(f"{target}: 3 jobs, 1001 lines, ")
+    assert said.startswith(f"{target}: 3 jobs, 1,001 lines, ")
     assert said.endswith("bytes), checked\n")
     after = await worker.submit("true")
     await docker("rm", "-f", await worker.container(running))
@@ -67,7 +67,7 @@ async def test_a_stopped_workers_store_is_backed_up_too(
     await worker.run("true")
     await worker.stop()
 
-    assert "1 jobs, 0 lines" in await backed_up(worker, tmp_path / "backup.db")
+    assert "1 job, 0 lines" in await backed_up(worker, tmp_path / "backup.db")
     await worker.start()
 
 

@@ -818,12 +818,14 @@ async def test_the_operator_lists_removes_and_prunes_environments(lab: Lab) -> N
     code, out, err = await operator(lab.worker, "env", "list")
     used, unused = [line for line in out.splitlines() if lab.word in line]
     assert re.fullmatch(
-        rf"{one['key'][:12]}  ready +2\.9 MiB +0 hits  last used 2.*  {lab.word}  head -c .*",
+        rf"{one['key'][:12]}  ready +2\.9 MiB  hits: +0  last used 2.*  {lab.word}  head -c .*",
         unused,
     )
     assert re.fullmatch(rf"{two['key'][:12]}  in use  .*  {lab.word}  echo two > /opt/two", used)
     assert (code, len(err.splitlines())) == (0, 1)
-    assert re.search(r"\d+ environments, 2\.9 MiB; hits: \d+, misses: \d+, set up in [\d.]+ s", err)
+    assert re.search(
+        r"\d+ environments?, 2\.9 MiB; hits: \d+, misses: \d+, set up in [\d.]+ s", err
+    )
     code, out, err = await operator(lab.worker, "env", "list", "--json")
     assert (code, err) == (0, "")
     assert [item for item in json.loads(out)["items"] if item["project"] == lab.word] == [two, one]
@@ -845,7 +847,7 @@ async def test_the_operator_lists_removes_and_prunes_environments(lab: Lab) -> N
     await lab.cancel(job)
     await lab.worker.nothing_left()
     pruned = await operator(lab.worker, "env", "prune")
-    assert pruned == (0, f"removed {two['key'][:12]}\n", "1 environments removed\n")
+    assert pruned == (0, f"removed {two['key'][:12]}\n", "1 environment removed\n")
     await lab.rests(images=0)
     assert {found["message"] for found in await lab.environments()} == {"removed by first admin"}
 

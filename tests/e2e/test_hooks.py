@@ -3,7 +3,7 @@
 import asyncio
 import io
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 PUBLIC = "https://ci.example.org"
 TOKEN = "canary-of-a-token-9c2b"
 LEAF = "canary-of-a-leaf-77f1"
+WRONG_ONES = 20  # that an address may send at once
 FILES = {
     "leaf.txt": "oolong\n",
     ".ciworker.toml": 'run = "cat leaf.txt; echo $GIT_COMMIT; exit 3"\n',
@@ -53,10 +54,20 @@ class Tea:
 
     async def send(self, sent: FromForge, body: bytes | None = None) -> tuple[int, Any]:
         """As the forge does, without a token."""
+        status, _, answer = await self.sent(sent, body)
+        return status, answer
+
+    async def sent(
+        self, sent: FromForge, body: bytes | None = None, client: str | None = None
+    ) -> tuple[int, Mapping[str, str], Any]:
+        """Status, headers and body of the answer; client: whom a proxy tells that it came from."""
+        told = {"X-Forwarded-For": client} if client else {}
         async with self.worker.session.post(
-            f"/api/v1/hooks/{sent.forge}", headers=sent.headers, data=io.BytesIO(body or sent.body)
+            f"/api/v1/hooks/{sent.forge}",
+            headers=sent.headers | told,
+            data=io.BytesIO(body or sent.body),
         ) as answer:
-            return answer.status, await answer.json(content_type=None)
+            return answer.status, answer.headers, await answer.json(content_type=None)
 
     async def delivery(
         self, job: str, state: str, wanted: Callable[[dict[str, Any]], object]
@@ -118,6 +129,8 @@ def settings(
     return {
         "default_image": image,
         "public_url": PUBLIC,
+        "trusted_proxies": json.dumps(["127.0.0.1"]),
+        "failed_token_rate": f"{WRONG_ONES}/h",
         "hooks": json.dumps(rules),
         "secret_names": json.dumps([{"name": "LEAF", "roles": ["admin"]}]),
         "git_hosts": json.dumps({served.place: host}),
@@ -246,6 +259,28 @@ async def test_what_no_rule_wants_makes_none(tea: Tea, event: str, change: Any) 
     assert (status, answer["jobs"]) == (200, [])
     assert "no rule wants it" in answer["message"]
     assert await tea.made() == before
+
+
+@pytest.mark.attacks(37)
+async def test_too_many_wrong_signatures_of_an_address_are_429_and_a_good_one_is_let_in(
+    tea: Tea,
+) -> None:
+    """As forges send from the same addresses for everybody, nobody locks another's out."""
+    made_before, client = await tea.made(), "198.51.100.1"
+    for at in range(WRONG_ONES):
+        wrong = delivery(list(Forge)[at % 3], "push", "a" * 40).signed("wrong")
+        assert (await tea.sent(wrong, client=client))[0] == 401
+    wrong = delivery(Forge.GITLAB, "push", "a" * 40).signed("wrong")
+    status, headers, problem = await tea.sent(wrong, client=client)
+    assert status == 429
+    assert 0 < int(headers["Retry-After"]) <= 3600 // WRONG_ONES
+    assert f"too many deliveries with a wrong signature came from {client}" in problem["detail"]
+    token = {"Authorization": "Bearer ciw_a_b", "X-Forwarded-For": client}
+    assert (await tea.worker.call("GET", "/jobs", headers=token))[0] == 429
+    good = delivery(Forge.GITHUB, "push", "a" * 40, other_repository)
+    assert (await tea.sent(good, client=client))[0] == 200
+    assert (await tea.sent(wrong, client="198.51.100.2"))[0] == 401
+    assert await tea.made() == made_before
 
 
 async def test_what_is_no_delivery_is_refused_in_words(tea: Tea) -> None:

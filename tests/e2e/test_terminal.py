@@ -50,6 +50,7 @@ def now_shown(seen: bytes) -> list[str]:
     return transient(seen)[-1] if transient(seen) else []
 
 
+@pytest.mark.attacks(40)
 async def test_a_submit_is_seen_from_its_folder_to_its_verdict(worker: Worker) -> None:
     folder = worker.data_dir.parent / "tree"
     folder.mkdir()

@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import time
+from collections import Counter
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from typing import Any
@@ -12,11 +14,13 @@ from ciworker.domain.webhook import trial_message
 from ciworker.store.session import Database
 from ciworker.store.webhooks import Deliveries
 from tests.conftest import WorkerFactory
-from tests.driver import DEADLINE, Worker, command
+from tests.driver import DEADLINE, Worker, command, touch
 from tests.e2e.test_metrics import scrape
 from tests.receiver import KEY, SECRET, Receiver, receiving
 
 PUBLIC = "https://ci.example.org"
+AWAY = 60.0  # seconds
+LATEST = 180.0  # seconds after which a receiver that was away so long is tried again, and more
 
 
 @pytest.fixture
@@ -36,6 +40,17 @@ async def telling(new_worker: WorkerFactory, receiver: Receiver) -> Worker:
     worker = new_worker(webhooks=hooks(receiver, events=events), public_url=PUBLIC)
     await worker.start()
     return worker
+
+
+async def run_until(end: float, worker: Worker) -> list[str]:
+    """Run jobs that pass and jobs that fail, one by one, as long as it is not so late; their ids.
+
+    end: on the monotonic clock.
+    """
+    jobs: list[str] = []
+    while time.monotonic() < end:
+        jobs.append((await worker.run(f"exit {len(jobs) % 2}"))["id"])
+    return jobs
 
 
 async def operator(worker: Worker, *words: str) -> tuple[int, str, str]:
@@ -77,6 +92,44 @@ async def test_a_worker_that_is_killed_before_it_could_tell_tells_when_it_is_bac
     assert all(one.signed for one in arrived)
 
 
+@pytest.mark.chaos
+@pytest.mark.slow
+@pytest.mark.timeout(500)
+async def test_a_receiver_that_is_away_for_a_minute_gets_every_event_once_it_is_back(
+    telling: Worker, receiver: Receiver
+) -> None:
+    """No order of arrival is promised, and more than once is allowed: all of them is."""
+    await receiver.down()
+    gone = time.monotonic()
+    ends_later = await telling.submit("while [ ! -e /workspace/go ]; do sleep 0.05; done")
+    await telling.wait(ends_later, "running")
+    jobs = [ends_later, *await run_until(gone + AWAY / 2, telling)]
+    await telling.kill()
+    await telling.start()
+    await touch(await telling.container(ends_later))
+    jobs += await run_until(gone + AWAY, telling)
+    await telling.wait(ends_later)
+    await receiver.up()
+    back = time.monotonic()
+    wanted = {
+        (job, f"job.{step['to']}", step["at"])
+        for job in jobs
+        for step in (await telling.job(job))["history"]
+        if step["from"] != step["to"]
+    }
+    got = await receiver.until(lambda got: len({one.id for one in got}) >= len(wanted), LATEST)
+    all_after = time.monotonic() - back
+    arrived = [(one.json["data"]["id"], one.json["type"], one.json["timestamp"]) for one in got]
+    assert set(arrived) == wanted
+    assert all(one.signed for one in got)
+    per_id = Counter(one.id for one in got)
+    assert len(per_id) == len(wanted)
+    print(
+        f"{len(jobs)} jobs, {len(wanted)} events, {len(got)} arrivals, "
+        f"all {all_after:.1f} s after it was back from {back - gone:.1f} s"
+    )
+
+
 async def test_the_operator_sees_tries_and_sends_again(telling: Worker, receiver: Receiver) -> None:
     code, out, err = await operator(telling, "webhook", "test")
     assert (code, err) == (0, "")
@@ -111,7 +164,7 @@ async def test_a_webhook_that_fails_is_seen_by_test_list_doctor_and_metrics(
     assert "1 pending (1 tried in vain), since " in out
     code, out, _ = await operator(telling, "doctor")
     assert code == 1
-    assert "FAIL  webhook tea: 1 messages were tried in vain, 0 given up" in out
+    assert "FAIL  webhook tea: 1 message tried in vain, 0 given up" in out
     assert "ciworker webhook test tea" in out
     seen = await scrape(telling)
     failed = {"kind": "webhook", "outcome": "failed"}

@@ -2,14 +2,17 @@
 
 import asyncio
 import io
+import json
 import os
 import shutil
 import socket
 import tarfile
+from base64 import b64encode
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, quote_plus
 
 import pytest
 
@@ -20,15 +23,17 @@ from ciworker.source import git as module
 from ciworker.source.access import access_to
 from ciworker.source.archive import ArchiveRefused, Limits, Workspace
 from ciworker.source.git import Pinned, Repository, repository
+from ciworker.source.gitlines import MAX_LINE
 from ciworker.source.intake import Intake
 from ciworker.source.spool import clean_tar
-from tests.gitservers import Authority, Https, Ssh, https, ssh
+from tests.gitservers import USERNAME, Authority, Https, Ssh, https, ssh
 from tests.repositories import Made, git, made
 
 pytestmark = pytest.mark.attacks(35)
 
 NAME = "tea.example"  # resolves to nothing on any machine
 PASSWORD = "canary-of-a-password-7f3a"
+ODD = 'Q7/+"9 zK~w8\\R(T)*'  # each form that encoders give it is another
 LOCAL = ("127.0.0.0/8", "::1")
 
 
@@ -521,6 +526,22 @@ async def test_a_token_that_the_host_repeats_is_masked(served: Served, tmp_path:
     assert PASSWORD not in said + fetcher.heard.text
 
 
+async def test_no_form_of_a_token_is_in_a_line_or_in_the_reason(
+    served: Served, tmp_path: Path
+) -> None:
+    fetcher = Fetcher(tmp_path, git_hosts=served.hosts())
+    fetcher.secrets = {"T": ODD}
+    basic = b64encode(f"{USERNAME}:{ODD}".encode()).decode()
+    spellings = [ODD, quote(ODD), quote_plus(ODD), basic, json.dumps({"password": ODD})]
+    served.https.says = spellings
+    said = await fetcher.why_not(served.https.url("private/tea.git"))
+    assert ODD in {password for _, password in served.https.asked}
+    told = said + fetcher.heard.text
+    assert told.count("***") >= len(spellings)
+    parts = {spelling[at : at + 6] for spelling in (*spellings[:3], basic[-24:]) for at in (0, 9)}
+    assert not [part for part in parts if part in told]
+
+
 async def test_a_proxy_of_the_environment_is_not_used(
     served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -549,7 +570,7 @@ async def test_much_that_git_says_is_cut(
     said = await fetcher.why_not(repo.url)
     assert len(said) < 1000
     assert len(fetcher.heard.lines) <= module.MAX_LINES + 1
-    assert all(len(line) <= module.MAX_LINE for line in fetcher.heard.lines)
+    assert all(len(line) <= MAX_LINE for line in fetcher.heard.lines)
 
 
 # small things

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tarfile
 import threading
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -570,6 +571,14 @@ def test_an_empty_list_says_so(worker: FakeWorker, ciclient: Ciclient) -> None:
     assert json.loads(ciclient("list", "--json").out) == {"items": [], "next": None}
 
 
+def test_show_counts_a_phase_that_goes_on_until_now(worker: FakeWorker, ciclient: Ciclient) -> None:
+    since = (datetime.now(UTC) - timedelta(hours=2, seconds=1)).isoformat()
+    phases = [{"name": "queued", "seconds": 2.0, "since": None}]
+    phases += [{"name": "run", "seconds": 60.0, "since": since}]
+    job_id = worker.add_job(status="running", phases=phases)
+    assert "phases           queued 2.0 s, run 2 h 1 min" in ciclient("show", job_id).out
+
+
 def test_show_tells_everything_and_ends_with_the_verdict(
     worker: FakeWorker, ciclient: Ciclient
 ) -> None:
@@ -578,9 +587,11 @@ def test_show_tells_everything_and_ends_with_the_verdict(
         {"at": "2025-06-01T10:00:01.000Z", "from": "queued", "to": "starting", "message": "\x07"},
     ]
     job_id = worker.add_ended(ending="tests_failed")
-    worker.update(job_id, spec={"image": "a", "env": {"TZ": "UTC"}}, history=moves)
+    spent = [{"name": n, "seconds": s, "since": None} for n, s in (("queued", 2), ("run", 65.2))]
+    worker.update(job_id, spec={"image": "a", "env": {"TZ": "UTC"}}, history=moves, phases=spent)
     lines = ciclient("show", job_id).out.splitlines()
     assert "    TZ           UTC" in lines
+    assert "phases           queued 2.0 s, run 1 min 5 s" in lines
     assert "  2025-06-01T10:00:00.000Z  - -> queued" in lines
     assert "  2025-06-01T10:00:01.000Z  queued -> starting  ^G" in lines
     assert lines[-1].endswith("2 of 7 tests failed")

@@ -13,6 +13,7 @@ HOSTILE = st.text(
 )
 
 
+@pytest.mark.attacks(40)
 @given(HOSTILE | st.text(), st.booleans())
 def test_whatever_the_text_only_sgr_is_left_for_a_terminal_to_obey(text: str, colour: bool) -> None:
     cleaned = clean(text, colour=colour)
@@ -27,6 +28,7 @@ def test_ordinary_text_is_not_touched(text: str) -> None:
     assert clean(text) == text == clean(text, colour=True)
 
 
+@pytest.mark.attacks(40)
 @pytest.mark.parametrize(
     ("text", "shown"),
     [

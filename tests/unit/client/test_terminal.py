@@ -56,6 +56,7 @@ def in_pipes(worker: FakeWorker, *arguments: str, **more: str) -> Iterator[subpr
             process.kill()
 
 
+@pytest.mark.attacks(40)
 @pytest.mark.parametrize(
     ("command", "more"),
     [

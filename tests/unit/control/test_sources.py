@@ -99,7 +99,7 @@ async def test_it_is_fetched_pinned_and_run(lab: Lab, repo: Made) -> None:
         assert job.spec.git.commit == git(repo.bare, "rev-parse", "main")
         said = [entry.message for entry in await life.jobs.history(job_id)]
         assert f"main is commit {job.spec.git.commit[:12]}" in said
-        assert "fetched: 1 files, 7 B" in said
+        assert "fetched: 1 file, 7 B" in said
         log = await text(life, job_id)
         assert log.startswith(f"{MARK}{repo.url}\n")
         assert log.endswith("::endgroup::\noolong\n")

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ciworker.units import format_size, parse_duration, parse_size
+from ciworker.units import format_size, parse_duration, parse_size, plural
 
 
 @pytest.mark.parametrize(
@@ -92,3 +92,10 @@ def test_whatever_is_written_gives_a_finite_number_or_a_value_error(written: obj
 )
 def test_a_size_is_shown_in_the_unit_that_fits(size: int, text: str) -> None:
     assert format_size(size) == text
+
+
+@pytest.mark.parametrize(
+    ("count", "told"), [(0, "0 files"), (1, "1 file"), (2, "2 files"), (2000, "2,000 files")]
+)
+def test_of_one_the_word_has_no_s(count: int, told: str) -> None:
+    assert plural(count, "file") == told
