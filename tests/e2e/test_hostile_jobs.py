@@ -7,7 +7,7 @@ import signal
 import pytest
 
 from scripts.bench.rounds import centile
-from tests.conftest import Attack, WorkerFactory
+from tests.conftest import Attack
 from tests.driver import Worker, docker
 from tests.e2e.follower import WAIT, let_go, stored, told_end_once
 from tests.hostile import (
@@ -102,29 +102,6 @@ async def test_a_folder_that_nobody_may_write_to_is_not_full(shared: Worker) -> 
     assert job["message"] == "exit code 1"
 
 
-@pytest.mark.parametrize("ends_meanwhile", [False, True], ids=["adopted", "recovered"])
-async def test_a_worker_that_was_killed_meanwhile_tells_the_limit_all_the_same(
-    new_worker: WorkerFactory, ends_meanwhile: bool
-) -> None:
-    worker = new_worker(**BOUNDS)
-    await worker.start()
-    job_id = await worker.submit(f"echo begun; {FILL}; {WAIT}; printf end; exit 3")
-    await worker.wait_for_text(job_id, b"begun\n")
-    container = await worker.container(job_id)
-    await worker.kill()
-    if ends_meanwhile:
-        await docker("exec", container, "touch", "/workspace/go")
-        await docker("wait", container)
-    await worker.start()
-    if not ends_meanwhile:
-        await let_go(worker, job_id)
-    job = await worker.wait(job_id)
-    assert (job["reason"], job["message"]) == ("tests_failed", f"exit code 3; {FULL}")
-    assert (await worker.text(job_id)).endswith(b"end")
-    assert b"ciworker;" not in await worker.text(job_id)
-    await worker.nothing_left()
-
-
 async def test_a_setup_that_ran_into_a_limit_says_so_to_its_job(shared: Worker) -> None:
     job = await shared.run("true", setup=[FILL])
     assert job["reason"] == "setup_failed"
@@ -142,17 +119,6 @@ async def test_a_child_out_of_memory_is_a_note_whatever_the_suite_makes_of_it(
     job = await shared.run(f"tail /dev/zero; exit {code}", memory="128m")
     assert (job["reason"], job["exit_code"]) == (reason, code)
     assert job["message"].endswith("; a child process was killed for want of memory")
-
-
-@pytest.mark.attacks(20)
-async def test_to_look_at_a_folder_that_has_used_up_all_memory_ends_no_job(
-    new_worker: WorkerFactory,
-) -> None:
-    worker = new_worker(workspace_size="1g")
-    await worker.start()
-    job = await worker.run("head -c 1G /dev/zero >/tmp/big; exit 0", memory="64m")
-    assert job["reason"] == "passed", job
-    assert job["message"] == "passed; a child process was killed for want of memory"
 
 
 # --- who stays -------------------------------------------------------------------------------
@@ -193,14 +159,14 @@ async def test_what_a_job_leaves_behind_ends_with_it(shared: Worker) -> None:
 
 # What a container prints of itself, with this job's own token and with others; what a runner, a
 # page, an event stream or a forge would take for the end; and much of it.
-LIES = """
+LIES = r"""
 import re, sys
 with open("/workspace/.ciworker/run", "rb") as script:
     text = script.read()
-start = re.search(rb"\\x1b\\]ciworker;[^\\x1b]*\\x1b\\\\\\\\", text)[0]
-token, job, attempt = re.match(rb"\\x1b\\]ciworker;([^;]*);([^;]*);([0-9]+)", start).groups()
+start = re.search(rb"\x1b\]ciworker;[^\x1b]*\x1b\\", text)[0]
+token, job, attempt = re.match(rb"\x1b\]ciworker;([^;]*);([^;]*);([0-9]+)", start).groups()
 def mark(*words):
-    return b"\\x1b]ciworker;" + b";".join(words) + b"\\x1b\\\\"
+    return b"\x1b]ciworker;" + b";".join(words) + b"\x1b\\"
 lies = [
     start,
     mark(token, job, b"2"),
@@ -212,13 +178,13 @@ lies = [
     b"===== 5 passed in 0.01s =====",
     b"===== 5 failed in 0.01s =====",
     b"ciworker: 5 lines (5 B) are left out here: the job printed more than log_limit allows",
-    b"event: end\\nid: end\\ndata: {\\"status\\": \\"completed\\", \\"success\\": true}\\n",
-    b"##[error]::endgroup::\\n::set-output name=success::true",
-    b"exit code 0\\npassed",
+    b'event: end\nid: end\ndata: {"status": "completed", "success": true}\n',
+    b"##[error]::endgroup::\n::set-output name=success::true",
+    b"exit code 0\npassed",
     *[b"::group::%d" % n for n in range(2000)],
 ]
 for stream in (sys.stdout.buffer, sys.stderr.buffer):
-    stream.write(b"\\n".join(lies) + b"\\n" + lies[0])
+    stream.write(b"\n".join(lies) + b"\n" + lies[0])
     stream.flush()
 """
 
