@@ -18,9 +18,11 @@ from ciworker.domain.container import (
     LABEL_SPEC,
 )
 from ciworker.domain.job import Git, Job, Kind
-from ciworker.domain.mark import start_mark
+from ciworker.domain.limit import Bounds
+from ciworker.domain.mark import marks_of
 from ciworker.domain.secrets import Secret
 from ciworker.engine.port import Attachment, ContainerSpec, Image
+from ciworker.engine.sandbox import INODES
 from ciworker.errors import EngineUnavailable
 from ciworker.settings import Parking, Settings
 from ciworker.source.archive import SpoolCorrupt
@@ -54,6 +56,11 @@ class _Common(TypedDict):
 def engine_log_size(settings: Settings) -> int:
     """`max-size` of the engine's own log: so large that it only bounds the disk."""
     return ENGINE_LOG_FACTOR * settings.log_limit + ENGINE_LOG_EXTRA
+
+
+def container_bounds(settings: Settings) -> Bounds:
+    """What jobs can run into without being stopped for it."""
+    return Bounds(settings.job_pids, settings.workspace_size, INODES)
 
 
 def container_spec(
@@ -154,7 +161,7 @@ class Sender:
         script = run_script(
             job.spec.run,
             {**_git_variables(job.spec.git), **job.spec.env, **self._settings.job_env, **values},
-            start_mark(job.mark_token, job.id, job.attempt),
+            marks_of(job.mark_token, job.id, job.attempt),
             job.spec.backend,
             vcs if isinstance(vcs, Mapping) else None,
         )

@@ -1,8 +1,8 @@
 """Makes stored lines of what is read of one container: **stored first, then shown**.
 
-What was read waits here until the log writer takes it. The start mark and what stands before it
-are kept out, and so is most of what a job prints past its limit. Secrets are masked here, before
-anything else sees a line; the cursor stays that of the engine's log.
+What was read waits here until the log writer takes it. Marks, and what stands before the first of
+them, are kept out, and so is most of what a job prints past its limit. Secrets are masked here,
+before anything else sees a line; the cursor stays that of the engine's log.
 """
 
 import asyncio
@@ -15,6 +15,7 @@ from typing import NamedTuple
 from ciworker.control.credentials import NOTHING, Grant
 from ciworker.control.unfinished import UnfinishedLines
 from ciworker.domain.job import Job, Mark, Status
+from ciworker.domain.limit import Limit
 from ciworker.domain.log import (
     LINES_PER_CUT,
     Chunk,
@@ -27,7 +28,7 @@ from ciworker.domain.log import (
     Stream,
     merge_runs,
 )
-from ciworker.domain.mark import start_mark
+from ciworker.domain.mark import LimitsMarks, start_mark
 from ciworker.domain.masking import Read, StreamMask
 from ciworker.feed.feed import Topic
 from ciworker.store.logs import Batch, LogEnd, LogWriter
@@ -87,6 +88,7 @@ class LogKeeper:
     mark: whether the start mark was read. marked_at: when, monotonic. preamble: what stood before
     it. over_limit: the job has printed more than is kept. incomplete: lines may be missing. ended:
     everything that there is was read. complete: and it is stored. masks: there are secrets to mask.
+    limits: that the container said its job ran into.
     """
 
     def __init__(
@@ -118,11 +120,13 @@ class LogKeeper:
         self.incomplete = job.log_incomplete
         self.ended = False
         self.complete = False
+        self.limits: frozenset[Limit] = frozenset()
 
         self._job_id, self._attempt = job.id, job.attempt
         self._writer, self._topic = writer, topic
         self._limits, self._on_progress = limits, on_progress
         self._mark_line = start_mark(job.mark_token, job.id, job.attempt)
+        self._limits_marks = LimitsMarks(job.mark_token, job.id, job.attempt)
 
         cursor = end.cursor if end.attempt == job.attempt else Cursor()
         if cursor.moved_at_all:
@@ -203,10 +207,13 @@ class LogKeeper:
     def pass_over(self, frame: LogFrame) -> None:
         """An entry of the engine's log that is stored already, on the way to where it goes on.
 
-        What it tells is what stands before the next one in its line, and how much the job had
-        printed: less may be stored. U+FFFD stands for one byte each.
+        What it tells is a limits mark behind which the job's leftovers printed more; and to the
+        mask, what stands before the next one in its line, and how much the job had printed: less
+        may be stored. U+FFFD stands for one byte each.
         """
-        if self._masks[frame.stream].blind:
+        if self._limits_marks.beginning in frame.data:
+            self.limits |= self._limits_marks.told(frame.data)
+        if self.masks and self._masks[frame.stream].blind:
             self._masks[frame.stream].pass_over(frame.data)
             self._passed_bytes += len(frame.data) - 2 * frame.data.count(_REPLACED)
             self._kept_bytes = max(self._kept_bytes, self._passed_bytes)
@@ -269,7 +276,9 @@ class LogKeeper:
     def shows(self, stream: Stream) -> bool:
         """Whether what this stream prints now is the job's, and will be its next line."""
         seen = self.mark is Mark.SEEN and not self._awaits_mark(stream)
-        return seen and not self.over_limit and not self._grant.withheld
+        if not seen or self.over_limit or self._grant.withheld:
+            return False
+        return self._limits_marks.beginning not in self._splitters[stream].partial
 
     def tail(self, stream: Stream, size: int) -> str:
         """The last `size` bytes of what this stream has printed since its last newline, masked."""
@@ -324,12 +333,30 @@ class LogKeeper:
             self._engine_lines += cut.lines
             self._last_output = time.monotonic()
             text = self._after_mark(cut) if self._awaits_mark(stream) else cut
-            if text.data:
-                read = Read(text, at, splitter.position, len(text.data))
-                if self._plain:
-                    self._keep(stream, read)
-                else:
-                    self._keep_masked(stream, read)
+            if not text.data:
+                continue
+            read = Read(text, at, splitter.position, len(text.data))
+            if text.ended and self._limits_marks.beginning in text.data:
+                self._keep_unmarked(stream, read)
+            else:
+                self._keep_any(stream, read)
+
+    def _keep_unmarked(self, stream: Stream, read: Read) -> None:
+        """Leave out limits marks; they count as printed, or a flood of them would be unbounded."""
+        lines = read.cut.data
+        self.limits |= self._limits_marks.told(lines)
+        first = read.position.lines - read.cut.lines
+        for cut, upto in self._limits_marks.without(lines):
+            position = Position(first + upto)
+            self._keep_any(stream, Read(cut, read.at, position, len(cut.data)))
+            read = read._replace(raw=read.raw - len(cut.data))
+        self._count(read.raw)
+
+    def _keep_any(self, stream: Stream, read: Read) -> None:
+        if self._plain:
+            self._keep(stream, read)
+        else:
+            self._keep_masked(stream, read)
 
     def _keep_masked(self, stream: Stream, read: Read) -> None:
         if self.masks:

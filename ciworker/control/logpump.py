@@ -174,7 +174,7 @@ class LogPump(LogKeeper):
             for frame in frames:
                 if skipper.wants(frame):
                     self.feed_frame(frame)
-                elif self.masks:
+                else:
                     self.pass_over(frame)
             await self.room()
 

@@ -13,7 +13,7 @@ from datetime import timedelta
 
 from ciworker.control.credentials import NOTHING, Grant
 from ciworker.control.keys import DISPATCH, environment_key, job_key
-from ciworker.control.launcher import Sender, container_spec, engine_log_size
+from ciworker.control.launcher import Sender, container_bounds, container_spec, engine_log_size
 from ciworker.control.life import Life
 from ciworker.control.logpump import END_OF_STREAM_WAIT, LogLimits, LogPump
 from ciworker.control.look import Look
@@ -26,6 +26,7 @@ from ciworker.domain.container import State, kept_of
 from ciworker.domain.decide import Verb
 from ciworker.domain.environment import SHOWN
 from ciworker.domain.job import Cache, Job, Kind, Mark, Reason, Status, status_of
+from ciworker.domain.limit import limit_sentences
 from ciworker.domain.verdict import CONTAINER_LOST, ENGINE_RESTARTED, killed_sentence, verdict
 from ciworker.engine.port import Attachment, Image
 from ciworker.errors import (
@@ -67,6 +68,7 @@ class Steps:
         self._supervisor, self._forget = parts.supervisor, forget
         self._tallies, self._credentials = parts.tallies, parts.credentials
         self._sender = Sender(parts.settings)
+        self._bounds = container_bounds(parts.settings)
         self._pulls = Pulls(parts.engine, parts.supervisor, parts.settings.pull)
         self.needs = Needs(parts, self._pulls)
         self._sources = Sources(parts)
@@ -429,7 +431,9 @@ class Steps:
         return False
 
     async def _record_verdict(self, look: Look) -> bool:
-        found = verdict(look.job, look.found, unseen=look.life.unseen)
+        met = look.life.pump.limits if look.life.pump else ()
+        limits = limit_sentences(met, self._bounds)
+        found = verdict(look.job, look.found, unseen=look.life.unseen, limits=limits)
         return await self._end(look, found.reason, found.message, exit_code=found.exit_code)
 
     # the end

@@ -1,7 +1,8 @@
 """From a container that is down, and what was noted on the way, to a reason and a sentence."""
 
 import signal
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from datetime import timedelta
 
 from ciworker.domain.container import Container
@@ -17,24 +18,31 @@ class Verdict:
     exit_code: int | None = None
 
 
-def verdict(job: Job, container: Container, *, unseen: bool = False) -> Verdict:
+def verdict(
+    job: Job, container: Container, *, unseen: bool = False, limits: Sequence[str] = ()
+) -> Verdict:
     """Judge a container that is down and whose log is complete.
 
-    unseen: the worker was away when the engine restarted.
+    unseen: the worker was away when the engine restarted. limits: what the container said that the
+    job ran into; it is told and judges nothing.
 
     Our own stop is the reason only if it was decided before the exit; a kill that an event told
     of only if the exit code agrees with its signal, and if it was not the engine's own.
     """
     code = container.exit_code if container.exit_code is not None else -1
     if job.stop is not None and _stopped_first(job, container):
-        return Verdict(job.stop.cause, _stop_sentence(job), code)
+        return _noted(Verdict(job.stop.cause, _stop_sentence(job), code), limits)
     if code == 137 and (container.oom_killed or job.oom) and 9 not in job.kills:
-        return Verdict(Reason.OUT_OF_MEMORY, _memory_sentence(job), code)
+        return _noted(Verdict(Reason.OUT_OF_MEMORY, _memory_sentence(job), code), limits)
     if could_be_engines(job, container, unseen=unseen) and _down_before_restart(job, container):
         return Verdict(Reason.ENGINE_RESTARTED, ENGINE_RESTARTED, None)
     if code > 128 and code - 128 in job.kills:
         return Verdict(Reason.KILLED_OUTSIDE, killed_sentence(code - 128), code)
-    return _own_exit(job, container, code)
+    return _noted(_own_exit(job, container, code), limits)
+
+
+def _noted(found: Verdict, limits: Sequence[str]) -> Verdict:
+    return replace(found, message="; ".join((found.message, *limits)))
 
 
 # An engine that stops, and one that boots after a crash, sends TERM and later KILL, with `kill`

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from importlib.resources import files
 
 from ciworker.domain.job import Backend
+from ciworker.domain.mark import MARK_END, Marks
 from ciworker.domain.recipe import VENV
 from ciworker.domain.version import NO_VERSION, pretend_version, version_variables
 
@@ -37,15 +38,45 @@ CONTAINER_COMMAND = ("sh", "-c", _COMMAND)
 # `kill -TERM -1` reaches every process of the container but its init and this shell itself.
 # A `wait` that the trap interrupts returns the signal's code, not the job's: hence the loop. It
 # would also write `Terminated` into the job's own log (seen with dash): hence /dev/null.
+#
+# `look` tells which limits the job ran into, when it is to stop or has ended: by builtins alone,
+# since at the limit of processes no fork succeeds, and without `:`, which ends dash where it cannot
+# be redirected. A folder is full where no file, or no page for it, can be had. That is not tried
+# where the container's memory is as good as used up: some process might be killed for it.
 _RUN = """\
 stopping=
-trap 'stopping=1; kill -TERM -1 2>/dev/null' TERM
+room() {{
+set -- /sys/fs/cgroup/memory.current /sys/fs/cgroup/memory.max /sys/fs/cgroup/memory.stat
+[ -r "$1" ] || set -- {v1}.usage_in_bytes {v1}.limit_in_bytes {v1}.stat
+read -r used <"$1" && read -r most <"$2" || return 0
+[ "$most" != max ] || return 0
+[ "$used" -gt $((most - {spare})) ] || return 0
+while read -r name count; do
+case $name in inactive_file | active_file) used=$((used - count)) ;; esac
+done <"$3"
+[ "$used" -le $((most - {spare})) ]
+}}
+look() {{
+met=
+for file in /sys/fs/cgroup/pids.events /sys/fs/cgroup/pids/pids.events; do
+[ -r "$file" ] && read -r name count <"$file" && [ "$count" -gt 0 ] && met="$met;pids"
+done
+room && for folder in workspace tmp; do
+file=/$folder/.ciworker-limits
+printf . >"$file" && continue
+if [ -e "$file" ]; then met="$met;$folder-bytes"
+elif [ -w /$folder ] && [ -x /$folder ]; then met="$met;$folder-files"; fi
+done
+[ -z "$met" ] || printf '%s%s%s\\n%s%s%s\\n' {limits} "$met" {end} {limits} "$met" {end}
+}} 2>/dev/null
+trap 'stopping=1; kill -TERM -1 2>/dev/null; look' TERM
 printf '%s\\n' {mark}
 mkdir -p {workspace}/src && cd {workspace}/src || exit {refused}
 {{ {exports}
 {prepare}exec sh -c {run}; }} & job=$!
 wait "$job" 2>/dev/null; code=$?
 while kill -0 "$job" 2>/dev/null; do wait "$job" 2>/dev/null; code=$?; done
+[ -n "$stopping" ] || look
 while [ -n "$stopping" ] && kill -0 -1 2>/dev/null; do sleep 0.05; done
 exit "$code"
 """
@@ -73,7 +104,7 @@ BASE_ENV: Mapping[str, str] = {
 def run_script(
     run: str,
     env: Mapping[str, str],
-    mark: bytes,
+    marks: Marks,
     backend: Backend | None = None,
     vcs: Mapping[str, object] | None = None,
 ) -> bytes:
@@ -82,7 +113,7 @@ def run_script(
     Args:
         run: one shell command line.
         env: on top of BASE_ENV; names are valid shell names.
-        mark: the start mark's line, without its newline.
+        marks: what it prints of itself.
         backend: installs the project first; PROJECT_MEMBER is in the archive.
         vcs: what the client's git says of the tree: it tells the backend the version.
     """
@@ -90,7 +121,11 @@ def run_script(
     exports = "\n".join(f"export {name}={shlex.quote(value)}" for name, value in variables.items())
     script = _RUN.format(
         exports=exports,
-        mark=shlex.quote(mark.decode()),
+        mark=shlex.quote(marks.start.decode()),
+        limits=shlex.quote(marks.limits.decode()),
+        end=shlex.quote(MARK_END.decode()),
+        v1="/sys/fs/cgroup/memory/memory",
+        spare=2**20,
         workspace=WORKSPACE,
         refused=SHIM_REFUSED,
         prepare=_USE_VENV + (_install_project(backend, vcs or {}, env) if backend else ""),

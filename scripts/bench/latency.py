@@ -12,6 +12,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from ciworker.domain.mark import Marks
 from ciworker.engine.sandbox import container_config
 from ciworker.source.shim import CONTAINER_COMMAND, RUN_MEMBER, run_script
 from scripts.bench.rounds import Check, Contender, Ground, Samples, on_a_thread, taking_turns
@@ -67,7 +68,7 @@ class Bench:
     def engine_with_tree(self) -> Mapping[str, float]:
         """The same with the worker's shim, and the tree through stdin."""
         files = {f"src/{name}": content for name, content in self.files.items()}
-        archive = tree({**files, RUN_MEMBER: run_script(RUN, {}, MARK)})
+        archive = tree({**files, RUN_MEMBER: run_script(RUN, {}, Marks(MARK, b""))})
         stdin = b"%d\n" % len(archive) + archive
         first, ended, exited, name = self._run("tree", CONTAINER_COMMAND, stdin)
         die = self.watch.when("die", name)

@@ -77,6 +77,7 @@ async def test_cancel_reaches_a_grandchild_that_cleans_up(worker: Worker) -> Non
     await worker.nothing_left()
 
 
+@pytest.mark.attacks(21)
 async def test_a_job_that_ignores_term_is_gone_after_the_grace(worker: Worker) -> None:
     await worker.stop()
     worker.set(stop_grace="1s")
@@ -105,6 +106,7 @@ async def test_a_container_taken_away_from_outside_is_told_within_a_second(
     await worker.nothing_left()
 
 
+@pytest.mark.attacks(20)
 async def test_out_of_memory_is_the_verdict_only_of_the_main_process(worker: Worker) -> None:
     eat = "python -c 'x = bytearray(200_000_000)'"
     main = await worker.run(f"exec {eat}", memory="64m")

@@ -226,6 +226,35 @@ async def test_what_the_engine_cut_off_while_the_worker_stood_still_is_told(
     assert job["log_incomplete"]
 
 
+# what a job runs into
+
+FILL = "head -c 2G /dev/zero >/tmp/big"
+FULL = "/tmp is full (16.0 MiB): the operator can allow more with workspace_size"
+
+
+@pytest.mark.parametrize("ends_meanwhile", [False, True], ids=["adopted", "recovered"])
+async def test_a_worker_that_was_killed_meanwhile_tells_the_limit_all_the_same(
+    new_worker: WorkerFactory, ends_meanwhile: bool
+) -> None:
+    worker = new_worker(workspace_size="16m")
+    await worker.start()
+    job_id = await worker.submit(f"echo begun; {FILL}; {WAIT}; printf end; exit 3")
+    await worker.wait_for_text(job_id, b"begun\n")
+    container = await worker.container(job_id)
+    await worker.kill()
+    if ends_meanwhile:
+        await docker("exec", container, "touch", "/workspace/go")
+        await docker("wait", container)
+    await worker.start()
+    if not ends_meanwhile:
+        await let_go(worker, job_id)
+    job = await worker.wait(job_id)
+    assert (job["reason"], job["message"]) == ("tests_failed", f"exit code 3; {FULL}")
+    assert (await worker.text(job_id)).endswith(b"end")
+    assert b"ciworker;" not in await worker.text(job_id)
+    await worker.nothing_left()
+
+
 # starting
 
 

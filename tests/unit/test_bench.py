@@ -3,12 +3,17 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Mapping
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 
 from scripts.bench import readers
+from scripts.bench.hostile import GRACE, HONEST, Found, Left, chosen, judge
 from scripts.bench.readers import Readers, Wanted
 from scripts.bench.rounds import Broken, Check, centile, on_a_thread, taking_turns
+from tests.hostile import HOSTILE, Hostile
 
 HEAD = b"HTTP/1.1 200 OK\r\n\r\n"
 
@@ -93,3 +98,42 @@ async def test_readers_that_get_too_few_or_too_many_lines_are_no_measurement(lin
                 await found.done()
         finally:
             await found.close()
+
+
+def ended(hostile: Hostile, reason: str, late: float = 0.0) -> tuple[Hostile, dict[str, Any]]:
+    deadline = datetime.now(UTC)
+    finished = deadline + timedelta(seconds=GRACE + late)
+    job = {
+        "reason": reason, "message": reason, "started_at": deadline.isoformat(),
+        "deadline_at": deadline.isoformat(), "finished_at": finished.isoformat(),
+    }  # fmt: skip
+    return hostile, job
+
+
+KEPT = Found(
+    honest=[{"reason": "passed"}] * HONEST,
+    hostile=[ended(hostile, hostile.reason) for hostile in chosen()],
+    at_once=35,
+    took=[0.01] * 100,
+    left=Left(0, 0, 0),
+    rss=(1, 1),
+)
+
+
+@pytest.mark.parametrize(
+    ("found", "missed"),
+    [
+        (KEPT, 0),
+        (replace(KEPT, honest=KEPT.honest[1:]), 1),
+        (replace(KEPT, took=[0.01] * 98 + [0.3] * 2), 1),
+        (replace(KEPT, hostile=[*KEPT.hostile, ended(HOSTILE["memory"], "passed")]), 1),
+        (replace(KEPT, hostile=[*KEPT.hostile, ended(HOSTILE["busy"], "timed_out", 9)]), 1),
+        (replace(KEPT, left=Left(0, 1, 0)), 1),
+    ],
+)
+def test_hostile_jobs_are_judged_by_each_promise(
+    found: Found, missed: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert judge(found) is (missed == 0)
+    assert len(chosen()) == 30
+    assert capsys.readouterr().out.count("MISS") == missed

@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 
 from ciworker.domain.job import Backend
+from ciworker.domain.mark import marks_of
 from ciworker.domain.version import NO_VERSION
 from ciworker.source.shim import run_script
 
-MARK = b"mark"
+MARKS = marks_of("token", "01J", 1)
 GIT = {"commit": "abcdef1234567890abcdef1234567890abcdef12", "describe": "v1.2.3"}
 
 
@@ -22,14 +23,14 @@ def plan_in(script: bytes) -> dict[str, Any]:
 
 
 def test_a_job_without_a_backend_installs_nothing() -> None:
-    assert b"project.py" not in run_script("true", {}, MARK, vcs=GIT)
+    assert b"project.py" not in run_script("true", {}, MARKS, vcs=GIT)
 
 
 @pytest.mark.parametrize(("vcs", "version"), [(GIT, "1.2.3"), ({}, NO_VERSION), (None, NO_VERSION)])
 def test_a_backend_is_told_a_version_and_whether_it_is_the_real_one(
     vcs: dict[str, object] | None, version: str
 ) -> None:
-    plan = plan_in(run_script("true", {}, MARK, Backend("a'b", ("c d",), "x"), vcs))
+    plan = plan_in(run_script("true", {}, MARKS, Backend("a'b", ("c d",), "x"), vcs))
     assert plan["backend"] == "a'b"
     assert plan["path"] == ["c d"]
     assert plan["known"] is (version != NO_VERSION)
@@ -37,6 +38,6 @@ def test_a_backend_is_told_a_version_and_whether_it_is_the_real_one(
 
 
 def test_a_version_that_the_job_sets_itself_is_left_to_it() -> None:
-    plan = plan_in(run_script("true", {"PBR_VERSION": "9"}, MARK, Backend("b"), GIT))
+    plan = plan_in(run_script("true", {"PBR_VERSION": "9"}, MARKS, Backend("b"), GIT))
     assert "PBR_VERSION" not in plan["variables"]
     assert plan["variables"]["PDM_BUILD_SCM_VERSION"] == "1.2.3"

@@ -243,6 +243,29 @@ def test_what_ended_after_the_engine_was_back_was_not_ended_by_its_restart(code:
     assert verdict(killed, exited(code)).reason is Reason.KILLED_OUTSIDE
 
 
+LIMITS = ("the job reached its limit of 512 processes: so", "/tmp is full: so")
+
+
+@pytest.mark.parametrize("code", [0, 1, 5, 127, 137, 139])
+@pytest.mark.parametrize("stop", [None, Reason.TIMED_OUT, Reason.NO_OUTPUT, Reason.CANCELLED])
+@pytest.mark.parametrize("oom", [False, True])
+def test_limits_that_a_job_ran_into_are_told_and_judge_nothing(
+    code: int, stop: Reason | None, oom: bool
+) -> None:
+    job = stopped(stop, EXIT) if stop else JOB
+    told, plain = (
+        verdict(job, exited(code, oom=oom), limits=LIMITS),
+        verdict(job, exited(code, oom=oom)),
+    )
+    assert (told.reason, told.exit_code) == (plain.reason, plain.exit_code)
+    assert told.message == "; ".join((plain.message, *LIMITS))
+
+
+def test_limits_are_not_told_of_a_job_that_others_ended() -> None:
+    for job in (replace(JOB, kills=(9,)), replace(JOB, engine_restarted_at=EXIT)):
+        assert verdict(job, exited(137), limits=LIMITS) == verdict(job, exited(137))
+
+
 def test_a_container_without_an_exit_code_has_not_passed() -> None:
     result = verdict(JOB, exited(None))
     assert (result.reason, result.exit_code) == (Reason.TESTS_FAILED, -1)
