@@ -20,6 +20,7 @@ from ciworker.domain.container import (
 from ciworker.domain.job import Git, Job, Kind
 from ciworker.domain.mark import start_mark
 from ciworker.domain.secrets import Secret
+from ciworker.engine import network
 from ciworker.engine.port import Attachment, ContainerSpec, Image
 from ciworker.errors import EngineUnavailable
 from ciworker.settings import Parking, Settings
@@ -113,8 +114,9 @@ def _common(settings: Settings, image: Image) -> _Common:
 
 
 def _hash_of(spec: ContainerSpec) -> str:
-    """Of everything but name and labels."""
+    """Of everything but name and labels; of the network, which one."""
     wanted = {name: value for name, value in asdict(spec).items() if name not in ("name", "labels")}
+    wanted["network"] = spec.network and network.NAME
     return sha256(json.dumps(wanted, sort_keys=True).encode()).hexdigest()
 
 
