@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What one check saw. mend: the one line to do about it."""
+    """What one check saw. mend: the one line to do about it; with `ok` it is a warning."""
 
     check: str
     ok: bool
@@ -13,7 +13,7 @@ class Finding:
     mend: str = ""
 
     def line(self) -> str:
-        mark = "ok  " if self.ok else "FAIL"
+        mark = ("warn" if self.mend else "ok  ") if self.ok else "FAIL"
         return f"{mark}  {self.check}: {self.detail}" + (
             f"\n      {self.mend}" if self.mend else ""
         )
