@@ -226,6 +226,8 @@ def stronger(process: str) -> bool:
 def sockets() -> Attempts:
     for name, family in (("packet", socket.AF_PACKET), ("raw", socket.AF_INET)):
         yield f"{name} socket", made(family)
+    interfaces = content("/proc/net/if_inet6").split(b"\n")
+    yield "an IPv6 address", any(line and not line.endswith(b" lo") for line in interfaces)
     for target in sys.argv[1:]:
         address, _, port = target.lstrip("+").rpartition(":")
         yield f"connect {target}", connected(address, int(port)) != target.startswith("+")

@@ -123,6 +123,20 @@ async def world(tmp_path_factory: pytest.TempPathFactory, image: str) -> AsyncIt
         )
 
 
+async def publish(daemon: Daemon, image: str) -> str:
+    """A service of the machine that is a container of another network, and answers."""
+    await daemon.docker("network", "create", "other")
+    serving = ("python3", "-u", "-m", "http.server", "8000")
+    own = ("--name", "published", "--network", "other", "-p", "5000:8000")
+    await daemon.docker("run", "-d", *own, image, *serving)
+    asked = f"import socket; socket.create_connection(('{MACHINE}', 5000), 1)"
+    async with asyncio.timeout(DEADLINE):
+        while SERVES not in await daemon.docker("logs", "published"):
+            await asyncio.sleep(0.05)
+    daemon.namespace.run(sys.executable, "-c", asked)
+    return f"{MACHINE}:5000"
+
+
 async def tried(worker: Worker, *targets: str, network: bool) -> Mapping[str, str]:
     """What a hostile job says came of each thing that it tried: `held` or `through`."""
     run = f"python3 hostile.py {' '.join(targets)}"
@@ -183,14 +197,15 @@ async def test_with_the_network_no_neighbour_and_behind_the_firewall_no_machine_
     described = json.loads(await daemon.docker("inspect", name))[0]
     confirmed = profile(described, network="ciworker", mounts=[])
     address = described["NetworkSettings"]["Networks"]["ciworker"]["IPAddress"]
+    published = await publish(daemon, worker.settings["default_image"])
     closed = [*await world.machine(), world.metadata]
     fine = [f"+{world.proxy}", f"+{world.internet}"]
 
     seen = [f"+{target}" for target in closed]
-    before = await tried(worker, *seen, *fine, f"{address}:8000", network=True)
+    before = await tried(worker, *seen, *fine, f"{address}:8000", published, network=True)
     await worker.operator("firewall", "install", "--allow", world.proxy)
     try:
-        after = await tried(worker, *closed, *fine, f"{address}:8000", network=True)
+        after = await tried(worker, *closed, *fine, f"{address}:8000", published, network=True)
     finally:
         await worker.operator("firewall", "remove")
     await worker.call("POST", f"/jobs/{neighbour}/cancel")
