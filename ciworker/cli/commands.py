@@ -16,7 +16,7 @@ import typer
 
 from ciworker.cli import audit as deeds
 from ciworker.cli import drain as draining
-from ciworker.cli import environments, webhooks
+from ciworker.cli import environments, rules, webhooks
 from ciworker.cli import pool as parking
 from ciworker.cli.api import Unreachable, call
 from ciworker.cli.tokens import RoleName, lifetime, login_link, token_book, told
@@ -60,6 +60,19 @@ webhook = typer.Typer(
     help="What others are told of jobs: try it, see it, send it again.", no_args_is_help=True
 )
 cli.add_typer(webhook, name="webhook")
+firewall = typer.Typer(
+    help="Keep jobs that have the network away from this machine: rules of iptables, as root.",
+    no_args_is_help=True,
+)
+cli.add_typer(firewall, name="firewall")
+Allow = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--allow",
+        metavar="ADDRESS:PORT",
+        help="Let jobs reach this service of the machine, such as a proxy; may be repeated.",
+    ),
+]
 
 
 def run(serve: Serve) -> None:
@@ -298,6 +311,49 @@ def webhook_redeliver(
         for delivery_id in ids:
             webhooks.redelivered(settings, delivery_id)
             typer.echo(f"{delivery_id} is sent again")
+
+
+@firewall.command("install")
+def firewall_install(allow: Allow = None) -> None:
+    """Refuse jobs all connections to this machine, and to link-local addresses.
+
+    Replaces what was installed before. Rules do not outlive a boot: scripts/ciworker.service
+    installs them at each start. Without root it prints them, and changes nothing.
+    """
+    with _explained(), _rules_printed(allow) as allowed:
+        for line in rules.install(allowed):
+            typer.echo(line)
+
+
+@firewall.command("remove")
+def firewall_remove() -> None:
+    """Remove exactly the rules that `install` made."""
+    with _explained():
+        for line in rules.remove():
+            typer.echo(f"removed {line}", err=True)
+
+
+@firewall.command("show")
+def firewall_show(allow: Allow = None) -> None:
+    """Print the rules as commands, and which of them stand; exit 1 if one is missing."""
+    with _explained(), _rules_printed(allow) as allowed:
+        lines, complete = rules.show(allowed)
+    for line in lines:
+        typer.echo(line)
+    if not complete:
+        raise typer.Exit(1)
+
+
+@contextmanager
+def _rules_printed(allow: list[str] | None) -> Iterator[list[rules.Service]]:
+    """The services that are named; where the filter is out of reach, the rules are printed."""
+    allowed = [rules.service(text) for text in allow or ()]
+    try:
+        yield allowed
+    except rules.CannotFilter:
+        for line in rules.commands(rules.usual(allowed)):
+            typer.echo(line)
+        raise
 
 
 @cli.command()

@@ -1,4 +1,7 @@
-"""What the worker needs, looked at one by one; each trouble with the line that mends it."""
+"""What the worker needs, looked at one by one; each trouble with the line that mends it.
+
+A warning is something that works, and that the operator may want otherwise.
+"""
 
 import asyncio
 import os
@@ -12,6 +15,7 @@ from ciworker.cli import webhooks
 from ciworker.cli.api import Refused, Unreachable, call
 from ciworker.cli.certificate import certificate
 from ciworker.cli.finding import Finding
+from ciworker.cli.probe import look_at_network
 from ciworker.cli.reach import reach
 from ciworker.cli.secrets import look_at_secrets
 from ciworker.engine.docker import DockerEngine
@@ -127,6 +131,7 @@ async def _engine(settings: Settings) -> AsyncIterator[Finding]:
             yield await _image(engine, settings)
             if settings.pool:
                 yield await _pool_images(engine, settings)
+            yield await look_at_network(settings)
             root = Path(str(info.details.get("DockerRootDir", "")))
             local = engine.host.startswith("unix://")
             if local and root.is_dir():  # noqa: ASYNC240 # a stat, in a command that only looks

@@ -21,6 +21,7 @@ from ciworker.domain.job import Git, Job, Kind
 from ciworker.domain.limit import Bounds
 from ciworker.domain.mark import marks_of
 from ciworker.domain.secrets import Secret
+from ciworker.engine import network
 from ciworker.engine.port import Attachment, ContainerSpec, Image
 from ciworker.engine.sandbox import INODES
 from ciworker.errors import EngineUnavailable
@@ -120,8 +121,9 @@ def _common(settings: Settings, image: Image) -> _Common:
 
 
 def _hash_of(spec: ContainerSpec) -> str:
-    """Of everything but name and labels."""
+    """Of everything but name and labels; of the network, which one."""
     wanted = {name: value for name, value in asdict(spec).items() if name not in ("name", "labels")}
+    wanted["network"] = spec.network and network.NAME
     return sha256(json.dumps(wanted, sort_keys=True).encode()).hexdigest()
 
 

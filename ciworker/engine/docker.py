@@ -43,6 +43,7 @@ from ciworker.domain.container import (
 )
 from ciworker.domain.log import LogFrame, Stream
 from ciworker.domain.skew import clock_ahead
+from ciworker.engine import network
 from ciworker.engine.output import AttachParser, FrameParser
 from ciworker.engine.port import (
     KIND_IMAGE,
@@ -70,6 +71,8 @@ CALL_TIMEOUT = 30.0
 PING_TIMEOUT = 2.0
 PULL_TIMEOUT = 900.0
 COMMIT_TIMEOUT = 900.0
+NETWORK_TIMEOUT = 5.0  # for whoever else is about to make ours
+NETWORK_PAUSE = 0.1
 MOST_LINE = 4 * 2**20
 EVENT_ACTIONS = ("kill", "oom", "die", "start", "destroy")
 MOST_REPLAYED = 256  # events of all kinds that the engine keeps: moby's `eventsLimit`
@@ -79,6 +82,7 @@ _NO_TIMEOUT = aiohttp.ClientTimeout(total=None, sock_read=None)
 _BROKEN = (aiohttp.ClientError, OSError, EOFError, json.JSONDecodeError)
 _CALLS: list[str] = []
 _STREAMS = ("log", "events")
+_NO_NETWORK = re.compile(r"network \S+ not found")
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -244,11 +248,30 @@ class DockerEngine:
             return await self._create(spec)
 
     async def _create(self, spec: ContainerSpec) -> str:
+        if spec.network:
+            await self._network()
         config = container_config(spec, self._hosts)
         answer = await self._json(
             "containers/create", "POST", params={"name": spec.name}, data=config
         )
         return str(answer["Id"])
+
+    @_measured
+    async def _network(self) -> None:
+        """Have our network. Other workers may make it meanwhile; anyone may remove it again."""
+        give_up = asyncio.get_running_loop().time() + NETWORK_TIMEOUT
+        while True:
+            with contextlib.suppress(ContainerMissing):
+                network.assert_safe(await self._json(f"networks/{network.NAME}"))
+                return
+            try:
+                await self._json("networks/create", "POST", data=network.network_config())
+            except EngineRefused as error:  # its name is taken by now, or its interface's
+                if asyncio.get_running_loop().time() > give_up:
+                    raise EngineRefused(f"its network cannot be made: {error}") from error
+                await asyncio.sleep(NETWORK_PAUSE)
+            else:
+                return
 
     @_measured
     async def attach(self, container: str) -> "DockerAttachment":
@@ -265,7 +288,23 @@ class DockerEngine:
 
     @_measured
     async def start(self, container: str) -> None:
-        await self._done(f"containers/{container}/start", "POST")
+        try:
+            await self._done(f"containers/{container}/start", "POST")
+        except (EngineRefused, EngineFailed) as error:
+            if not _NO_NETWORK.search(str(error)):
+                raise
+            await self._start_on_new_network(container)
+
+    async def _start_on_new_network(self, container: str) -> None:
+        """The network was removed after the container was created.
+
+        One that was up before wants the network that it was on, and no other of that name.
+        """
+        await self._network()
+        try:
+            await self._done(f"containers/{container}/start", "POST")
+        except ContainerMissing as error:
+            raise EngineRefused(f"it cannot be started again: {error}") from error
 
     @_measured
     async def rename(self, container: str, name: str) -> None:

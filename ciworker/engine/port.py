@@ -164,13 +164,24 @@ class Engine(Protocol):
         """
 
     async def create(self, spec: ContainerSpec) -> str:
-        """The new container's id. Raises NameTaken, ImageMissing."""
+        """The new container's id. With `network` it is on a network of ours, which is made if it is
+        missing.
+
+        Raises:
+            NameTaken, ImageMissing; EngineRefused where a network has that name which does not keep
+            its containers apart.
+        """
 
     async def attach(self, container: str) -> Attachment:
         """Open before `start`, so that no byte is missed. Raises ContainerMissing."""
 
     async def start(self, container: str) -> None:
-        """Raises EngineRefused where its command cannot be started, ContainerMissing."""
+        """The network that it is on is made again if somebody removed it.
+
+        Raises:
+            EngineRefused: its command cannot be started, or it was up before on a network that is
+                gone; ContainerMissing.
+        """
 
     async def rename(self, container: str, name: str) -> None:
         """Raises NameTaken, ContainerMissing."""

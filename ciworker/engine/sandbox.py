@@ -16,6 +16,7 @@ writes then is /etc/hosts, without which `localhost` has no address; so it is mo
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from ciworker.engine import network
 from ciworker.engine.port import ContainerSpec
 
 UID = 1000
@@ -75,7 +76,7 @@ def limits_config(memory: int, cpus: float) -> dict[str, int]:
 
 def _host_config(spec: ContainerSpec) -> dict[str, object]:
     return {
-        "NetworkMode": "bridge" if spec.network else "none",
+        "NetworkMode": network.NAME if spec.network else "none",
         "ReadonlyRootfs": not spec.installs,
         "Init": True,
         "CapDrop": ["ALL"],

@@ -1,6 +1,7 @@
 """A second Docker daemon, to be stopped, killed and frozen; it leaves the machine's own one alone.
 
-It lives in a network and a mount namespace of its own and has no bridge: its jobs have no network.
+It lives in a network and a mount namespace of its own and has no bridge but the one that jobs with
+the network are on, which leads nowhere else.
 Its /run is kept over restarts, for containerd finds the shims of living containers there.
 """
 
@@ -16,6 +17,7 @@ from pathlib import Path
 
 from tests.driver import DEADLINE, docker
 from tests.e2e.conftest import Tuned
+from tests.namespaces import Namespace
 
 BOOT = 60.0
 
@@ -28,6 +30,11 @@ class Daemon:
         self._data = data or home / "data"
         self._process: asyncio.subprocess.Process | None = None
         self.socket = home / "docker.sock"
+
+    @property
+    def namespace(self) -> Namespace:
+        """Where its containers' networks lead to."""
+        return Namespace(self._name)
 
     @property
     def url(self) -> str:

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from ciworker.engine import docker
+from ciworker.engine import docker, network
 from ciworker.engine.docker import DockerEngine
 from ciworker.engine.sandbox import write_hosts
-from tests.engine.fake import FakeEngine
+from tests.driver import docker as docker_command
+from tests.engine.fake import FakeEngine, FakeNetworks
 from tests.engine.lab import Lab, children
 
 
@@ -32,6 +33,24 @@ def image() -> str:
     return name
 
 
+class DockerNetworks:
+    """Of a name and an interface that no other test has."""
+
+    def __init__(self, patched: pytest.MonkeyPatch, instance: str) -> None:
+        patched.setattr(network, "NAME", instance)
+        patched.setattr(network, "BRIDGE", f"ciw{instance[-10:]}")
+
+    async def exists(self) -> bool:
+        named = await docker_command("network", "ls", "-q", "-f", f"name=^{network.NAME}$")
+        return named != b""
+
+    async def remove(self) -> None:
+        await docker_command("network", "rm", network.NAME)
+
+    async def make_another(self) -> None:
+        await docker_command("network", "create", network.NAME)
+
+
 @pytest.fixture
 async def fake_lab() -> AsyncIterator[Lab]:
     instance, before = _instance(), children()
@@ -41,7 +60,7 @@ async def fake_lab() -> AsyncIterator[Lab]:
         engine.call_timeout = seconds
 
     try:
-        yield Lab(engine, "fake", instance, "fake", limit_calls)
+        yield Lab(engine, "fake", instance, "fake", limit_calls, FakeNetworks(engine))
     finally:
         await engine.aclose()
     assert children() <= before, "a process is left, or a zombie"
@@ -52,18 +71,21 @@ async def docker_lab(
     image: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[Lab]:
     instance = _instance()
+    networks = DockerNetworks(monkeypatch, instance)
 
     def limit_calls(seconds: float) -> None:
         monkeypatch.setattr(docker, "CALL_TIMEOUT", seconds)
 
     async with DockerEngine(None, instance, hosts=write_hosts(tmp_path)) as engine:
-        lab = Lab(engine, "docker", instance, image, limit_calls)
+        lab = Lab(engine, "docker", instance, image, limit_calls, networks)
         try:
             yield lab
         finally:
             limit_calls(30)
             await _remove_all(instance)
             await _remove_all(lab.stranger)
+            if await networks.exists():
+                await networks.remove()
 
 
 @pytest.fixture(params=["fake", "docker"])

@@ -8,12 +8,14 @@ kept as measured on Docker 20.10 (engine-facts); `test_contract.py` holds both t
 Kept: names and states; StdinOnce; attach before start; a reader of attach that stalls blocks the
 writes and, once the process is gone, every call but `list`; a log with 16 KiB frames and U+FFFD;
 a follow that loses the last line without newline; `kill`, `oom`, `die`, `start`, `destroy`
-with replay of the last 256 events; which images are kept, under which names and labels, and what
+with replay of the last 256 events; that the network is made when it is missing, and that who was on
+one that is gone cannot start again; which images are kept, under which names and labels, and what
 keeps them; limits as figures. Not kept: that limits bite, an image's files, the read-only root and
 what `installs` changes about it and its user, rotation of the log.
 
 Faults are switched on by the knobs of `FakeEngine`: `fail`, `hold`, `crash`, `boot`, `restart`,
-`oom`, `cut_events`, `events_paused`, `drop_events`, `call_timeout`, `images_by_name`, `registry`.
+`oom`, `cut_events`, `events_paused`, `drop_events`, `call_timeout`, `images_by_name`, `registry`,
+`networks`.
 """
 
 import asyncio
@@ -42,6 +44,7 @@ from ciworker.domain.container import (
     owner_of,
 )
 from ciworker.domain.log import FRAME, LogFrame, Stream
+from ciworker.engine import network
 from ciworker.engine.port import (
     KIND_IMAGE,
     LABEL_NAME,
@@ -63,6 +66,7 @@ REPLAY = 256  # events of all kinds that the engine remembers: engine-facts, rul
 BUFFER = 64 * 1024  # bytes that a connection holds before a write blocks
 BATCH = 256
 UID = 1000
+FOREIGN = "foreign"
 BASE_BYTES = 300 * 10**6  # of an image that was not committed
 LAYER_BYTES = 5 * 10**6  # of what a commit adds
 ENVIRONMENT = {
@@ -143,6 +147,7 @@ class Box:
     stdin_ended: bool = False
     changes: Changes = field(default_factory=Changes)
     process: asyncio.subprocess.Process | None = None
+    network: str = ""  # id of the one that it was on
     init: int | None = None  # a pidfd
     launch: asyncio.Task[None] | None = None
     life: asyncio.Task[None] | None = None
@@ -282,6 +287,7 @@ class FakeEngine:
         calls: every call with the container or image it was about, in order.
         events_paused: the event streams stay open and silent; what was held back comes after.
         now, ahead: its clock, as far as containers are concerned.
+        networks: ids by name; `foreign` is the id of one that somebody else made.
         drop_events: events for which it is true never reach a stream that is open; a new
             one may have them replayed.
     """
@@ -294,6 +300,7 @@ class FakeEngine:
         self.drop_events: Callable[[Event], bool] = lambda _event: False
         self.now: Callable[[], datetime] = lambda: datetime.now(UTC)
         self.ahead = 0.0
+        self.networks: dict[str, str] = {}
         self._instance = instance
         self._boxes: dict[str, Box] = {}
         self._committed: dict[str, Image] = {}  # by id, with or without a name
@@ -456,6 +463,8 @@ class FakeEngine:
             image = self._image(spec.image)
             if image is None:
                 raise ImageMissing(f"No such image: {spec.image}")
+            if spec.network:
+                self._network()
             box = Box(uuid.uuid4().hex * 2, spec, image, self.now())
             self._boxes[box.id] = box
             self._emit("create", box)
@@ -473,6 +482,8 @@ class FakeEngine:
             box = self._box(container)
             if box.state.up:
                 return
+            if box.spec.network:
+                self._connect(box)
             if box.launch is None:
                 box.launch = asyncio.create_task(self._launch(box), name=f"start {box.spec.name}")
             await asyncio.shield(box.launch)  # a caller that goes away does not stop the engine
@@ -625,6 +636,19 @@ class FakeEngine:
         if self._has_children(image) and not by_name:
             return "image has dependent child images"
         return None
+
+    def _network(self) -> str:
+        """The id of our network, made if it is missing."""
+        found = self.networks.setdefault(network.NAME, uuid.uuid4().hex)
+        if found == FOREIGN:
+            raise EngineRefused(f"the network {network.NAME!r} is not as the worker makes it")
+        return found
+
+    def _connect(self, box: Box) -> None:
+        now = self._network()
+        if box.network not in ("", now):
+            raise EngineRefused(f"it cannot be started again: network {box.network} not found")
+        box.network = now
 
     def _find(self, container: str) -> Box | None:
         named = (box for box in self._boxes.values() if box.spec.name == container)
@@ -781,6 +805,22 @@ def _pidfd(pid: int) -> int | None:
         return os.pidfd_open(pid)
     except ProcessLookupError:
         return None
+
+
+class FakeNetworks:
+    """Implements `tests.engine.lab.Networks`."""
+
+    def __init__(self, engine: FakeEngine) -> None:
+        self._known = engine.networks
+
+    async def exists(self) -> bool:
+        return network.NAME in self._known
+
+    async def remove(self) -> None:
+        del self._known[network.NAME]
+
+    async def make_another(self) -> None:
+        self._known[network.NAME] = FOREIGN
 
 
 def _base_image(name: str) -> Image:

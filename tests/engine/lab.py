@@ -5,7 +5,7 @@ import contextlib
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from ciworker.domain.container import (
     LABEL_ATTEMPT,
@@ -61,6 +61,17 @@ class EventTape:
                 await self._more.wait()
 
 
+class Networks(Protocol):
+    """The engine's own network of ours, as its operator handles it."""
+
+    async def exists(self) -> bool: ...
+
+    async def remove(self) -> None: ...
+
+    async def make_another(self) -> None:
+        """One of that name whose containers reach each other."""
+
+
 @dataclass(frozen=True)
 class Lab:
     """An engine and one instance label, or a second one for strangers' containers."""
@@ -70,6 +81,7 @@ class Lab:
     instance: str
     image: str
     limit_calls: Callable[[float], None]  # seconds until a call gives up
+    networks: Networks
 
     @property
     def stranger(self) -> str:

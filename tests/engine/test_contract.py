@@ -134,6 +134,51 @@ async def test_only_containers_with_our_label_are_listed_and_told_of(lab: Lab) -
     assert tape.of(foreign) == []
 
 
+# -- network -----------------------------------------------------------------------------------
+
+
+async def test_the_network_is_made_by_the_first_container_that_needs_it(lab: Lab) -> None:
+    await lab.engine.create(lab.spec(name="without"))
+    assert not await lab.networks.exists()
+
+    await asyncio.gather(*(lab.engine.create(lab.spec(name=n, network=True)) for n in "abcd"))
+
+    assert await lab.networks.exists()
+
+
+async def test_a_network_that_was_removed_is_made_again_at_a_create_and_at_a_start(
+    lab: Lab,
+) -> None:
+    created = await lab.engine.create(lab.spec(name="before", network=True))
+    await lab.networks.remove()
+    await lab.engine.start(created)
+    assert (await lab.down(created)).exit_code == 0
+
+    await lab.networks.remove()
+    again, _ = await lab.run(lab.spec(name="after", network=True))
+    assert (await lab.down(again)).exit_code == 0
+
+
+async def test_a_container_whose_network_went_away_after_its_first_start_is_refused(
+    lab: Lab,
+) -> None:
+    container, _ = await lab.run(lab.spec(network=True))
+    await lab.down(container)
+    await lab.networks.remove()
+
+    with pytest.raises(EngineRefused, match=r"cannot be started again: network \w+ not found"):
+        await lab.engine.start(container)
+
+
+async def test_a_network_whose_containers_reach_each_other_is_refused(lab: Lab) -> None:
+    await lab.networks.make_another()
+
+    with pytest.raises(EngineRefused, match="is not as the worker makes it"):
+        await lab.engine.create(lab.spec(network=True))
+
+    assert await lab.engine.list() == []
+
+
 # -- attach ------------------------------------------------------------------------------------
 
 

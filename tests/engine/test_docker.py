@@ -19,6 +19,7 @@ from aiohttp import web
 
 from ciworker.domain.container import LABEL_INSTANCE
 from ciworker.domain.log import LogFrame, Stream
+from ciworker.engine import docker, network
 from ciworker.engine.docker import DockerEngine
 from ciworker.engine.port import EngineInfo
 from ciworker.engine.sandbox import write_hosts
@@ -82,11 +83,64 @@ async def test_the_engine_confirms_every_limit_of_the_sandbox(lab: Lab) -> None:
     assert host["AutoRemove"] is False
 
 
-async def test_with_network_it_is_on_the_bridge(lab: Lab) -> None:
+async def test_with_network_it_is_on_a_bridge_of_our_own(lab: Lab) -> None:
     described = _docker_inspect(await lab.engine.create(lab.spec(network=True)))
+    made = json.loads(_docker("network", "inspect", network.NAME))[0]
 
-    assert described["HostConfig"]["NetworkMode"] == "bridge"
+    assert described["HostConfig"]["NetworkMode"] == network.NAME
     assert not described["Config"].get("NetworkDisabled")
+    assert (made["Driver"], made["EnableIPv6"]) == ("bridge", False)
+    assert made["Options"] == {
+        "com.docker.network.bridge.name": network.BRIDGE,
+        "com.docker.network.bridge.enable_icc": "false",
+    }
+
+
+REACH = """
+import socket, sys
+try:
+    socket.create_connection((sys.argv[1], 8000), timeout=2).close()
+    print("reached")
+except OSError as error:
+    print(error)
+"""
+
+
+async def test_containers_of_that_bridge_do_not_reach_each_other(lab: Lab) -> None:
+    """On the engine's default one the same two do."""
+
+    async def tried(one: str, other: str) -> str:
+        _docker(
+            "run", "-d", "--rm", "--name", f"{lab.instance}-{one}", "--network", one, lab.image,
+            "python3", "-m", "http.server", "8000",
+        )  # fmt: skip
+        try:
+            found = _docker_inspect(f"{lab.instance}-{one}")
+            address = found["NetworkSettings"]["Networks"][one]["IPAddress"]
+            within = "socket.create_connection(('127.0.0.1', 8000)).close()"
+            ready = f"import socket\nwhile 1:\n try: {within}; break\n except OSError: pass"
+            _docker("exec", f"{lab.instance}-{one}", "python3", "-c", ready)
+            return _docker(
+                "run", "--rm", "--network", other, lab.image, "python3", "-c", REACH, address
+            )
+        finally:
+            _docker("rm", "-f", f"{lab.instance}-{one}")
+
+    await lab.engine.create(lab.spec(network=True))
+    assert await tried("bridge", "bridge") == "reached"
+    assert await tried(network.NAME, network.NAME) == "timed out"
+
+
+async def test_a_network_that_cannot_be_made_is_told(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(docker, "NETWORK_TIMEOUT", 0.0)
+    await lab.engine.create(lab.spec(network=True))
+    first = network.NAME
+    with monkeypatch.context() as patched:  # of another name, with the same interface
+        patched.setattr(network, "NAME", f"{first}-other")
+        with pytest.raises(EngineRefused, match=r"its network cannot be made: .*same bridge name"):
+            await lab.engine.create(lab.spec(name="other", network=True))
 
 
 LOOPBACK = """

@@ -16,7 +16,7 @@ from ciworker.errors import (
     ImageInUse,
     ImageMissing,
 )
-from tests.engine.fake import BUFFER, FakeEngine
+from tests.engine.fake import BUFFER, FakeEngine, FakeNetworks
 from tests.engine.lab import Lab, children, read_all
 
 FOREVER = "while :; do sleep 0.05; done"
@@ -58,7 +58,7 @@ async def test_every_container_has_an_empty_workspace_of_its_own(lab: Lab) -> No
 async def test_no_process_is_left_when_it_closes() -> None:
     before = children()
     engine = FakeEngine("own")
-    lab = Lab(engine, "fake", "own", "fake", lambda _seconds: None)
+    lab = Lab(engine, "fake", "own", "fake", lambda _seconds: None, FakeNetworks(engine))
     container, attachment = await lab.attached(lab.script(f"trap '' TERM; echo up; {FOREVER}"))
     assert await attachment.read() == (Stream.STDOUT, b"up\n")
     assert children() > before

@@ -129,6 +129,15 @@ def test_it_gains_no_privileges(unit: Unit) -> None:
     assert words(unit, "Service", "SystemCallFilter") == ["@system-service"]
 
 
+def test_as_root_it_installs_the_firewall_before_each_start_and_does_nothing_else(
+    unit: Unit,
+) -> None:
+    program = one(unit, "Service", "ExecStart").split()[0]
+    assert one(unit, "Service", "ExecStartPre") == f"+{program} firewall install"
+    assert CliRunner().invoke(cli, ["firewall", "install", "--help"]).exit_code == 0
+    assert not {"ExecStartPost", "ExecReload", "ExecCondition"} & set(unit["Service"])
+
+
 def test_what_it_starts_is_a_command_that_there_is(unit: Unit) -> None:
     program, *arguments = one(unit, "Service", "ExecStart").split()
     assert (Path(program).name, Path(program).is_absolute()) == ("ciworker", True)

@@ -25,6 +25,7 @@ from ciworker.domain.container import (
 from ciworker.domain.decide import Bucket
 from ciworker.domain.job import Job, Reason, Spec, Status
 from ciworker.domain.pool import member_name
+from ciworker.engine import network
 from ciworker.engine.port import Event
 from ciworker.errors import (
     CiworkerError,
@@ -197,6 +198,35 @@ async def test_one_of_which_something_else_is_wanted_is_recreated(new_lab: NewLa
         await parked(life)
         assert box(life).id != container
         assert box(life).spec.pids == 99
+
+
+@pytest.mark.parametrize("networked", [True, False])
+async def test_one_that_is_on_another_network_than_ours_is_recreated(
+    pool_lab: Callable[..., Lab], monkeypatch: pytest.MonkeyPatch, networked: bool
+) -> None:
+    lab = pool_lab(network=networked)
+    with monkeypatch.context() as patched:
+        patched.setattr(network, "NAME", "bridge")  # as earlier versions had it
+        async with lab.life() as life:
+            await parked(life)
+            container = box(life).id
+    async with lab.life() as life:
+        await parked(life)
+        assert (box(life).id != container) == networked
+
+
+async def test_one_whose_network_went_away_meanwhile_is_created_again(
+    pool_lab: Callable[..., Lab],
+) -> None:
+    lab = pool_lab(network=True)
+    async with lab.life() as life:
+        await parked(life)
+        container = box(life).id
+    life.engine.networks.clear()
+    async with lab.life() as life:
+        await parked(life)
+        assert box(life).id != container
+        assert life.calls("create") == 2
 
 
 async def test_a_new_image_under_the_same_name_is_taken_up_by_the_resync(
