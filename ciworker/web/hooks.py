@@ -30,7 +30,7 @@ from ciworker.store.audit import Action, Deed
 from ciworker.telemetry import logger
 from ciworker.web.access import address, count_failure
 from ciworker.web.answers import json_answer
-from ciworker.web.context import CONTEXT
+from ciworker.web.context import CONTEXT, Context
 from ciworker.web.diskguard import check_room
 from ciworker.web.drain import check_taking
 from ciworker.web.models import GitRequest, HookAnswer, SpecRequest
@@ -90,9 +90,12 @@ async def _taken(
     try:
         async with asyncio.timeout(READ_TIMEOUT), context.hook_turns:
             body = await _body(request)
-            return body, await _trusted(request, forge, headers, body)
+            rules = await _trusted(context, forge, headers, body)
     except TimeoutError:
         raise Refused(408, "the delivery came too slowly: send it again") from None
+    if not rules:
+        raise _unknown(request, forge)
+    return body, rules
 
 
 async def _body(request: web.Request) -> bytes:
@@ -105,14 +108,9 @@ async def _body(request: web.Request) -> bytes:
 
 
 async def _trusted(
-    request: web.Request, forge: Forge, headers: Mapping[str, str], body: bytes
+    context: Context, forge: Forge, headers: Mapping[str, str], body: bytes
 ) -> Sequence[HookRule]:
-    """The rules whose secret the sender knows; all are compared, so that time tells nothing.
-
-    Raises:
-        Refused: there is none.
-    """
-    context = request.app[CONTEXT]
+    """The rules whose secret the sender knows; all are compared, so that time tells nothing."""
     now = context.now().timestamp()
     own = [rule for rule in context.settings.hooks if rule.forge == forge]
     values = {r.secret: value for r in own if (value := context.secret(r.secret))}
@@ -124,10 +122,7 @@ async def _trusted(
         }
 
     known = await asyncio.to_thread(compared)  # a body may have megabytes
-    found = [rule for rule in own if known.get(rule.secret)]
-    if not found:
-        raise _unknown(request, forge)
-    return found
+    return [rule for rule in own if known.get(rule.secret)]
 
 
 def _unknown(request: web.Request, forge: Forge) -> Refused:
