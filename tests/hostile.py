@@ -75,7 +75,7 @@ HOSTILE: Mapping[str, Hostile] = {
         {"bomb.py": _BOMB}, forever=True,
     ),
     "processes": Hostile(
-        "for n in $(seq 99); do sleep 3600 & done", "tests_failed",
+        "for n in $(seq 2000); do sleep 3600 & done", "tests_failed",
         ("exit code 2", "its limit of 64 processes", "job_pids"),
     ),
     "memory": Hostile(
