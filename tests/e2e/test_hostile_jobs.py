@@ -177,7 +177,7 @@ lies = [
     mark(b"0" * len(token), job, attempt, b"limits", b"pids"),
     b"===== 5 passed in 0.01s =====",
     b"===== 5 failed in 0.01s =====",
-    b"ciworker: 5 lines (5 B) are left out here: the job printed more than log_limit allows",
+    b"ciworker: 5 lines (5 B) left out here: the job printed more than log_limit allows",
     b'event: end\nid: end\ndata: {"status": "completed", "success": true}\n',
     b"##[error]::endgroup::\n::set-output name=success::true",
     b"exit code 0\npassed",
