@@ -5,8 +5,9 @@ belong to a form of a secret becomes `***`. Where a line is cut into pieces, a p
 what follows can no longer tell more of it, and is masked with sight of what stood before it; so
 each keeps its place in the engine's log, and is the same after a restart of the worker.
 
-No form has a newline: a value of several lines is looked for line by line. A long form is looked
-for in parts, so that a part of it that is printed alone, or wrapped, is masked too.
+No form has a newline: a value of several lines is looked for line by line. A form of more than
+`2 * PART` bytes is looked for in parts: where it is printed in part, or wrapped, a few characters
+are left at each break. A shorter one is found whole or not at all.
 """
 
 import json
@@ -24,7 +25,8 @@ from ciworker.domain.log import Cut, Position, readable_tail
 from ciworker.domain.secrets import LEAST, Secret
 
 MASKED = b"***"
-PART = 128  # bytes of a long form that are looked for together
+PART = 32  # bytes of a long form that are looked for together
+STEP = 8  # bytes from part to part of what is read by people, and so wrapped
 _ROW = 60  # characters of base64; in PEM, the narrowest that is usual, a row has 64
 _WINDOW = 8  # characters of longer texts that are looked for together
 _HEAD = 4  # bytes
@@ -50,25 +52,27 @@ class Read(NamedTuple):
 
 
 def forms(value: str) -> frozenset[bytes]:
-    """What is looked for, of one value; each has at least `LEAST` bytes, and at most `PART`."""
+    """What is looked for, of one value; each has at least `LEAST` bytes, and at most `2 * PART`."""
     whole = value.strip()
     lines = [line.strip() for line in value.split("\n")]
     long_enough = [line for line in lines if len(line) >= LEAST]
-    found: set[bytes] = set()
+    read, encoded = set[bytes](), set[bytes]()
     for line in long_enough:
         for text in {line, *_json(line)}:
-            found |= {text.encode(), *_with_a_split_character(text)}
+            read |= {text.encode(), *_with_a_split_character(text)}
     for text in {*long_enough, whole}:
-        found |= _base64(text.encode()) | _quoted(text)
-    return frozenset(part for form in found for part in _parts(form) if len(part) >= LEAST)
+        encoded |= _base64(text.encode()) | _quoted(text)
+    parts = {*_parts(read, STEP), *_parts(encoded, PART)}
+    return frozenset(part for part in parts if len(part) >= LEAST)
 
 
-def _parts(form: bytes) -> Iterator[bytes]:
-    if len(form) <= 2 * PART:
-        yield form
-        return
-    yield from (form[start : start + PART] for start in range(0, len(form) - PART, PART))
-    yield form[-PART:]
+def _parts(found: Iterable[bytes], step: int) -> Iterator[bytes]:
+    for form in found:
+        if len(form) <= 2 * PART:
+            yield form
+            continue
+        yield from (form[start : start + PART] for start in range(0, len(form) - PART, step))
+        yield form[-PART:]
 
 
 def _json(line: str) -> Iterator[str]:
@@ -89,7 +93,7 @@ def _with_a_split_character(line: str) -> Iterator[bytes]:
     """
     for index, character in enumerate(line):
         if (size := len(character.encode())) > 1:
-            before, after = line[max(0, index - PART) : index], line[index + 1 :][:PART]
+            before, after = line[max(0, index - 2 * PART) : index], line[index + 1 :][: 2 * PART]
             yield f"{before}{_REPLACED * size}{after}".encode()
 
 

@@ -2,8 +2,11 @@
 
 import base64
 import json
+import random
+import string
 import subprocess
 import sys
+import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from urllib.parse import quote, quote_plus
 
@@ -133,6 +136,36 @@ def test_a_long_value_is_one_mask_and_a_part_of_it_is_masked_too() -> None:
 
     assert masks.masked(f"<{value}>".encode()) == b"<***>"
     assert MASKED in masks.masked(value[1000 : 1000 + 2 * PART].encode())
+
+
+@pytest.mark.parametrize("size", [65, 66, 150, 400, 2001])
+@pytest.mark.parametrize("before", [0, 55, 117])
+def test_of_a_long_value_that_a_program_wraps_next_to_nothing_is_left(
+    size: int, before: int
+) -> None:
+    """At `COLUMNS`, as rich, click and textwrap do; a row of few characters may stay."""
+    value = base64.b85encode(bytes(n * n % 251 for n in range(size)))[:size].decode()
+    rows = textwrap.wrap("." * before + value, 120, drop_whitespace=False)
+    assert "".join(rows) == "." * before + value
+
+    shown = mask(value).masked("\n".join(rows).encode()).decode()
+
+    for row, left in zip(rows, shown.split("\n"), strict=True):
+        own = len(row.lstrip("."))
+        assert own < 40 or len(left.lstrip(".").replace("***", "")) < 16
+
+
+@pytest.mark.parametrize("place", [0, 1, 30, 48, 49, 400, 799])
+@pytest.mark.parametrize("size", [50, 800])
+def test_a_character_that_a_frame_of_the_engine_split_far_into_a_value_hides_nothing(
+    size: int, place: int
+) -> None:
+    text = "".join(random.Random(size).choices(string.ascii_letters, k=size))
+    place = min(place, size - 1)
+    value = f"{text[:place]}ä{text[place + 1 :]}"
+
+    in_engine = value.replace("ä", "\ufffd\ufffd").encode()
+    assert mask(value).masked(b"<" + in_engine + b">") == b"<***>"
 
 
 def test_a_character_that_a_frame_of_the_engine_split_hides_nothing() -> None:
