@@ -8,6 +8,7 @@ from sqlalchemy import event
 
 from ciworker.domain.job import Kind, Status
 from ciworker.domain.webhook import DeliveryKind, DeliveryState
+from ciworker.store.audit import Audit
 from ciworker.store.environments import Environments
 from ciworker.store.jobs import Jobs
 from ciworker.store.logs import LogReader
@@ -59,6 +60,9 @@ QUESTIONS: dict[str, Callable[[Jobs, LogReader], Awaitable[object]]] = {
     "the last change": lambda jobs, _: jobs.last_change(),
     "what is due to be told": lambda jobs, _: told(jobs).due(BACKLOG, NOW, 50),
     "what waits to be told": lambda jobs, _: told(jobs).page(50, DeliveryState.PENDING),
+    "a page of deeds": lambda jobs, _: Audit(jobs._database).page(
+        limit=5, since=NOW, before=(NOW, 9)
+    ),
     "a key's job": lambda jobs, _: jobs.submitted("token", "key", NOW),
     "the end of a log": lambda _, logs: logs.end("x"),
     "chunks": lambda _, logs: logs.chunks(job_id(0), 3, limit=4),
