@@ -35,8 +35,8 @@ class Secrets:
         self._read: Mapping[str, Secret] = {}
         self._seen: tuple[int, ...] | None = None
         if file is not None:
+            self._seen = _state(file)  # before it is read: a change meanwhile is seen later
             self._read = read_secrets(file)
-            self._seen = _state(file)
 
     def value(self, name: str) -> Secret | None:
         """The value that is there now; None where there is none that can be kept secret."""

@@ -1,14 +1,15 @@
 """The file of secrets: read as its owner's alone, read again when it changes, never quoted."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
-from ciworker.domain.secrets import Rule
+from ciworker.domain.secrets import Rule, Secret
 from ciworker.errors import SecretsRefused
 from ciworker.settings import SecretName, Settings
-from ciworker.source.secrets import KEY_BYTES, Secrets, fingerprint_key, rules_of
+from ciworker.source.secrets import KEY_BYTES, Secrets, fingerprint_key, read_secrets, rules_of
 
 VALUE = "s3cret-value"
 
@@ -70,6 +71,21 @@ def test_a_file_that_changes_is_read_again(file: Path) -> None:
     write(new, 'TOKEN = "yet-another-one"')
     new.rename(file)
     assert revealed(secrets, "TOKEN") == "yet-another-one"
+
+
+def test_a_change_while_the_file_is_first_read_is_seen_later(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read(path: Path) -> Mapping[str, Secret]:
+        found = read_secrets(path)
+        write(path, 'TOKEN = "a-longer-value-than-before"')
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr("ciworker.source.secrets.read_secrets", read)
+        secrets = Secrets(file, {})
+
+    assert revealed(secrets, "TOKEN") == "a-longer-value-than-before"
 
 
 @pytest.mark.parametrize("trouble", ["syntax", "access", "gone", "short"])
