@@ -57,7 +57,7 @@ def engine_log_size(settings: Settings) -> int:
 
 
 def container_spec(
-    job: Job, settings: Settings, instance: str, image: Image, agent: str | None = None
+    job: Job, settings: Settings, instance: str, image: Image, agent: str | None
 ) -> ContainerSpec:
     """What is wanted of this attempt's container; agent: a socket on the worker's machine."""
     spec = ContainerSpec(

@@ -105,11 +105,11 @@ class Jobs:
         self,
         database: Database,
         on_change: Callable[[str], None],
-        outbox: Outbox | None = None,
+        outbox: Outbox,
     ) -> None:
         self._database = database
         self._on_change = on_change
-        self._outbox = outbox or Outbox(lambda _job, _at: (), lambda: None)
+        self._outbox = outbox
         self._kept = Kept[Job](KEPT)
 
     async def add(

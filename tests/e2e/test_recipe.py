@@ -121,7 +121,7 @@ class Room:
         assert image is not None
         spool = self.settings.data_dir / job.id
         job = replace(job, tar_length=spooled(tree, spool))
-        spec = container_spec(job, self.settings, self.instance, image)
+        spec = container_spec(job, self.settings, self.instance, image, None)
         container = await self.engine.create(spec)
         attachment = await self.engine.attach(container)
         try:

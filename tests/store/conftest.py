@@ -8,7 +8,7 @@ import pytest
 
 from ciworker.store.jobs import Jobs
 from ciworker.store.session import Database
-from tests.store.lab import connections
+from tests.store.lab import connections, nobody
 
 
 @pytest.fixture(autouse=True)
@@ -40,4 +40,4 @@ def changed() -> list[str]:
 
 @pytest.fixture
 def jobs(database: Database, changed: list[str]) -> Jobs:
-    return Jobs(database, on_change=changed.append)
+    return Jobs(database, on_change=changed.append, outbox=nobody())

@@ -20,6 +20,7 @@ from ciworker.domain.job import Job, Kind, Spec, Status
 from ciworker.domain.log import Chunk, Cursor, Position, Run, Stream
 from ciworker.store.logs import Batch
 from ciworker.store.session import Database
+from ciworker.store.webhooks import Outbox
 
 OF_A_CONNECTION = "_connection_worker_thread"  # in the name of each of aiosqlite's threads
 NOW = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
@@ -73,6 +74,11 @@ def chunk(first: int, *texts: str, at: int = 1000) -> Chunk:
 def batch(job: str, stored: Chunk, total_bytes: int = 0, attempt: int = 1) -> Batch:
     cursor = Cursor(Position(stored.last, 0), Position(0, 7))
     return Batch(job, attempt, stored, total_bytes or stored.last, cursor)
+
+
+def nobody() -> Outbox:
+    """Tells nobody of a job."""
+    return Outbox(lambda _job, _at: (), lambda: None)
 
 
 async def seed(database: Database, count: int) -> None:

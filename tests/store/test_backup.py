@@ -18,7 +18,7 @@ from ciworker.store.backup import Backup, back_up
 from ciworker.store.jobs import Jobs
 from ciworker.store.logs import LogReader
 from ciworker.store.session import BUSY_TIMEOUT, Database
-from tests.store.lab import NOW, batch, chunk, job_id, new_job, rows, seed
+from tests.store.lab import NOW, batch, chunk, job_id, new_job, nobody, rows, seed
 from tests.store.test_logs import insert, stored
 
 
@@ -43,7 +43,7 @@ async def test_it_holds_everything_and_opens_as_a_store(
     copy = await Database.open(target)
     try:
         assert rows(target, "PRAGMA quick_check") == [("ok",)]
-        restored = Jobs(copy, on_change=lambda _: None)
+        restored = Jobs(copy, on_change=lambda _: None, outbox=nobody())
         assert await restored.page(limit=9) == await jobs.page(limit=9)
         assert await restored.submitted("me", "2", NOW) == new_job(2)
         assert await stored(LogReader(copy), job_id(1)) == [(1, b"a"), (2, b"b"), (3, b"c")]

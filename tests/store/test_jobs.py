@@ -29,7 +29,7 @@ from ciworker.domain.job import (
 from ciworker.errors import Conflict, Invalid, StoreRefused
 from ciworker.store.jobs import IDEMPOTENCY_WINDOW, Expect, Jobs, Place
 from ciworker.store.session import Database
-from tests.store.lab import NOW, SECOND, chunk, job_id, new_job, new_setup, rows
+from tests.store.lab import NOW, SECOND, chunk, job_id, new_job, new_setup, nobody, rows
 
 PATHS: dict[Status, tuple[Status, ...]] = {
     Status.QUEUED: (),
@@ -367,7 +367,7 @@ async def test_what_is_kept_is_bounded(
     database: Database, changed: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("ciworker.store.jobs.KEPT", 3)
-    jobs = Jobs(database, on_change=changed.append)
+    jobs = Jobs(database, on_change=changed.append, outbox=nobody())
     for number in range(5):
         await jobs.add(new_job(number), "me", None)
     assert len(jobs._kept) == 3

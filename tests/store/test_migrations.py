@@ -24,7 +24,7 @@ from ciworker.store.migrations import STEPS
 from ciworker.store.packing import Packer
 from ciworker.store.schema import microseconds
 from ciworker.store.session import Database
-from tests.store.lab import NOW, chunk, job_id, rows
+from tests.store.lab import NOW, chunk, job_id, nobody, rows
 
 
 def described(path: Path) -> dict[str, Any]:
@@ -224,7 +224,7 @@ async def test_what_the_first_release_stored_is_all_there_and_goes_on(path: Path
     database = await Database.open(path)
     try:
         await all_of_version_1_is_there(database, lines)
-        await a_job_of_version_1_goes_on(Jobs(database, on_change=lambda _: None))
+        await a_job_of_version_1_goes_on(Jobs(database, on_change=lambda _: None, outbox=nobody()))
         assert rows(path, "PRAGMA quick_check") == [("ok",)]
     finally:
         await database.close()
@@ -275,7 +275,7 @@ async def all_lines(reader: LogReader, number: int) -> list[Line]:
 
 
 async def all_of_version_1_is_there(database: Database, lines: Chunk) -> None:
-    jobs, logs = Jobs(database, on_change=lambda _: None), LogReader(database)
+    jobs, logs = Jobs(database, on_change=lambda _: None, outbox=nobody()), LogReader(database)
     for number, status in enumerate(Status):
         found = await jobs.get(job_id(number))
         assert found == replace(job_1(number, status), log_lines=2 if number == 3 else 0)

@@ -36,6 +36,7 @@ from ciworker.store.logs import LogReader, LogWriter
 from ciworker.store.meta import LastEvent, PoolIntent
 from ciworker.store.session import Database
 from tests.engine.fake import FakeEngine
+from tests.store.lab import nobody
 
 PATIENCE = 20.0  # seconds after which a test fails instead of hanging
 
@@ -136,7 +137,7 @@ class Life:
         self.database = database
         self.logs, self.writer = LogReader(database), LogWriter(database)
         self.feed = Feed(self.logs)
-        self.jobs = Jobs(database, on_change=self.feed.job_changed)
+        self.jobs = Jobs(database, on_change=self.feed.job_changed, outbox=nobody())
         self.queue: WorkQueue[Any, Any] = WorkQueue()
         self.supervisor = Supervisor(tasks)
         self.metrics = Metrics()

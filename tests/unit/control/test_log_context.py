@@ -117,7 +117,7 @@ async def test_what_is_said_of_a_stray_names_its_container(
         await life.comes_to_rest()
         spec = container_spec(
             lab.new_job("true", attempt=1), lab.settings, "fake",
-            lab.engine.images_by_name["fake"],
+            lab.engine.images_by_name["fake"], None,
         )  # fmt: skip
         made = await lab.engine.create(spec)
         lab.engine.fail("remove", EngineUnavailable("no answer"))

@@ -120,7 +120,9 @@ async def test_a_resync_that_fails_fails_for_all_who_joined_and_the_next_one_is_
 async def test_a_container_of_no_job_is_removed(life: Life) -> None:
     await life.comes_to_rest()
     stranger = life.lab.new_job("true")
-    spec = container_spec(stranger, life.lab.settings, "fake", life.engine.images_by_name["fake"])
+    spec = container_spec(
+        stranger, life.lab.settings, "fake", life.engine.images_by_name["fake"], None
+    )
     await life.engine.create(spec)
 
     report = await life.resync.run()
@@ -135,7 +137,11 @@ async def test_a_container_of_an_earlier_attempt_is_removed_and_its_job_goes_on(
     job = await life.submit("echo one; sleep 60")
     running = await life.running(job)
     old = container_spec(
-        replace(running, attempt=0), life.lab.settings, "fake", life.engine.images_by_name["fake"]
+        replace(running, attempt=0),
+        life.lab.settings,
+        "fake",
+        life.engine.images_by_name["fake"],
+        None,
     )
     await life.engine.create(old)
 
@@ -239,7 +245,9 @@ async def test_a_late_event_of_an_earlier_attempt_is_not_the_end_of_this_one(lif
 async def test_an_orphan_that_two_looks_find_counts_once(life: Life) -> None:
     await life.comes_to_rest()
     stranger = life.lab.new_job("true")
-    spec = container_spec(stranger, life.lab.settings, "fake", life.engine.images_by_name["fake"])
+    spec = container_spec(
+        stranger, life.lab.settings, "fake", life.engine.images_by_name["fake"], None
+    )
     container = await life.engine.create(spec)
     gate, before = life.engine.hold("remove"), life.calls("remove")
     looks = [life.queue.join(stray_key(container)), life.queue.join(job_key(stranger.id))]

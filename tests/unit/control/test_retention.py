@@ -25,7 +25,7 @@ from ciworker.store.logs import LogReader
 from ciworker.store.packing import Packer
 from ciworker.store.retention import Retention
 from ciworker.store.session import Database
-from tests.store.lab import batch, rows
+from tests.store.lab import batch, nobody, rows
 from tests.store.test_logs import insert
 from tests.unit.control.conftest import NewLab
 from tests.unit.control.lab import PATIENCE, Lab
@@ -68,7 +68,8 @@ async def opened(lab: Lab) -> AsyncIterator[Life]:
     database = await Database.open(lab.settings.database)
     try:
         feed = Feed(logs := LogReader(database))
-        yield Life(lab, database, Jobs(database, on_change=feed.job_changed), logs, feed)
+        jobs = Jobs(database, on_change=feed.job_changed, outbox=nobody())
+        yield Life(lab, database, jobs, logs, feed)
     finally:
         await database.close()
 

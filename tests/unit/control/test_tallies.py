@@ -155,7 +155,7 @@ async def test_a_missed_event_is_a_repair(lab: Lab) -> None:
 async def test_a_stray_is_an_orphan_and_no_missed_event(lab: Lab) -> None:
     async with lab.life() as life:
         job = lab.new_job("sleep 60", attempt=1)
-        spec = container_spec(job, lab.settings, "fake", lab.engine.images_by_name["fake"])
+        spec = container_spec(job, lab.settings, "fake", lab.engine.images_by_name["fake"], None)
         await lab.engine.create(spec)
         lab.clock.advance(10)
         await life.resync.run()
