@@ -2,6 +2,8 @@
 
 import base64
 import json
+import random
+import string
 import subprocess
 import sys
 import textwrap
@@ -13,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ciworker.domain.log import Cut, LineSplitter, Position
-from ciworker.domain.masking import MASKED, PART, STEP, Mask, Read, StreamMask
+from ciworker.domain.masking import MASKED, PART, Mask, Read, StreamMask
 from ciworker.domain.secrets import Secret
 
 TOKEN = "gh?p/Kä+9 ~zQ&x!w'(T)*"
@@ -136,7 +138,7 @@ def test_a_long_value_is_one_mask_and_a_part_of_it_is_masked_too() -> None:
     assert MASKED in masks.masked(value[1000 : 1000 + 2 * PART].encode())
 
 
-@pytest.mark.parametrize("size", [2 * PART + 1, 2 * PART + 2, 150, 400, 2001])
+@pytest.mark.parametrize("size", [65, 66, 150, 400, 2001])
 @pytest.mark.parametrize("before", [0, 55, 117])
 def test_of_a_long_value_that_a_program_wraps_next_to_nothing_is_left(
     size: int, before: int
@@ -150,15 +152,15 @@ def test_of_a_long_value_that_a_program_wraps_next_to_nothing_is_left(
 
     for row, left in zip(rows, shown.split("\n"), strict=True):
         own = len(row.lstrip("."))
-        assert own < PART + STEP or len(left.lstrip(".").replace("***", "")) < 2 * STEP
+        assert own < 40 or len(left.lstrip(".").replace("***", "")) < 16
 
 
-@pytest.mark.parametrize("place", [0, 1, 30, 58, 59, 400, 799])
-@pytest.mark.parametrize("size", [60, 800])
+@pytest.mark.parametrize("place", [0, 1, 30, 48, 49, 400, 799])
+@pytest.mark.parametrize("size", [50, 800])
 def test_a_character_that_a_frame_of_the_engine_split_far_into_a_value_hides_nothing(
     size: int, place: int
 ) -> None:
-    text = "".join(chr(ord("a") + n * n % 26) for n in range(size))
+    text = "".join(random.Random(size).choices(string.ascii_letters, k=size))
     place = min(place, size - 1)
     value = f"{text[:place]}ä{text[place + 1 :]}"
 
