@@ -97,7 +97,7 @@ HOSTILE: Mapping[str, Hostile] = {
         "python3 files.py /tmp", "tests_failed",
         ("exit code 1", "/tmp holds as many files as it may (200,000)"), {"files.py": _FILES},
     ),
-    "flood": Hostile("yes", "log_limit", ("log_limit",), forever=True),
+    "flood": Hostile("yes", "log_limit", ("log_limit",)),
     "busy": Hostile(
         "for n in 1 2 3 4; do while :; do :; done & done; wait", "timed_out", ("timeout",),
         forever=True,

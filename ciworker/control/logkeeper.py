@@ -211,7 +211,7 @@ class LogKeeper:
         mask, what stands before the next one in its line, and how much the job had printed: less
         may be stored. U+FFFD stands for one byte each.
         """
-        if self._limits_marks.beginning in frame.data:
+        if self._limits_marks.begin_in(frame.data):
             self.limits |= self._limits_marks.told(frame.data)
         if self.masks and self._masks[frame.stream].blind:
             self._masks[frame.stream].pass_over(frame.data)
@@ -278,7 +278,7 @@ class LogKeeper:
         seen = self.mark is Mark.SEEN and not self._awaits_mark(stream)
         if not seen or self.over_limit or self._grant.withheld:
             return False
-        return self._limits_marks.beginning not in self._splitters[stream].partial
+        return not self._limits_marks.begin_in(self._splitters[stream].partial)
 
     def tail(self, stream: Stream, size: int) -> str:
         """The last `size` bytes of what this stream has printed since its last newline, masked."""
@@ -336,7 +336,7 @@ class LogKeeper:
             if not text.data:
                 continue
             read = Read(text, at, splitter.position, len(text.data))
-            if text.ended and self._limits_marks.beginning in text.data:
+            if text.ended and self._limits_marks.begin_in(text.data):
                 self._keep_unmarked(stream, read)
             else:
                 self._keep_any(stream, read)

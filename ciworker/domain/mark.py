@@ -17,6 +17,7 @@ from ciworker.domain.limit import Limit
 from ciworker.domain.log import Cut
 
 MARK_END = b"\x1b\\"
+_ESCAPE = b"\x1b"
 _LIMITS = frozenset(Limit)
 
 
@@ -47,14 +48,16 @@ class LimitsMarks:
 
     It prints each twice: the first stands behind a last line without a newline, if there is one,
     and may there be cut by the end of a frame or piece; the second is always a line of its own.
-
-    beginning: what all of them begin with.
     """
 
     def __init__(self, token: str, job_id: str, attempt: int) -> None:
-        self.beginning = marks_of(token, job_id, attempt).limits
+        self._beginning = marks_of(token, job_id, attempt).limits
         names = rb"((?:;[a-z-]{1,20}){1,8})"
-        self._line = re.compile(re.escape(self.beginning) + names + re.escape(MARK_END) + b"\n")
+        self._line = re.compile(re.escape(self._beginning) + names + re.escape(MARK_END) + b"\n")
+
+    def begin_in(self, data: bytes) -> bool:
+        """Whether one begins there. Most output has no escape at all, which is found out sooner."""
+        return _ESCAPE in data and self._beginning in data
 
     def told(self, data: bytes) -> frozenset[Limit]:
         """The limits that the marks in this data tell of; names that are none are passed over."""

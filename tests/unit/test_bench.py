@@ -127,7 +127,7 @@ KEPT = Found(
         (replace(KEPT, honest=KEPT.honest[1:]), 1),
         (replace(KEPT, took=[0.01] * 98 + [0.3] * 2), 1),
         (replace(KEPT, hostile=[*KEPT.hostile, ended(HOSTILE["memory"], "passed")]), 1),
-        (replace(KEPT, hostile=[*KEPT.hostile, ended(HOSTILE["busy"], "timed_out", 9)]), 1),
+        (replace(KEPT, hostile=[*KEPT.hostile, ended(HOSTILE["busy"], "timed_out", 99)]), 1),
         (replace(KEPT, left=Left(0, 1, 0)), 1),
     ],
 )

@@ -70,10 +70,10 @@ async def test_half_a_mark_is_not_shown_as_an_unfinished_line() -> None:
     bench = Bench()
     bench.keeper.feed(OUT, MARK + b"two")
     await bench.shows(stdout="two")
-    bench.keeper.feed(OUT, TWICE[:70])
+    bench.keeper.feed(OUT, TWICE[:40])
     await bench.settled()
     assert bench.shown == {"stdout": "two"}
-    bench.keeper.feed(OUT, TWICE[70:])
+    bench.keeper.feed(OUT, TWICE[40:])
     assert kept(bench) == b"two"
 
 
