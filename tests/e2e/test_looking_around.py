@@ -198,14 +198,14 @@ async def test_with_the_network_no_neighbour_and_behind_the_firewall_no_machine_
     confirmed = profile(described, network="ciworker", mounts=[])
     address = described["NetworkSettings"]["Networks"]["ciworker"]["IPAddress"]
     published = await publish(daemon, worker.settings["default_image"])
-    closed = [*await world.machine(), world.metadata]
+    closed = [*await world.machine(), published, world.metadata]
     fine = [f"+{world.proxy}", f"+{world.internet}"]
 
     seen = [f"+{target}" for target in closed]
-    before = await tried(worker, *seen, *fine, f"{address}:8000", published, network=True)
+    before = await tried(worker, *seen, *fine, f"{address}:8000", network=True)
     await worker.operator("firewall", "install", "--allow", world.proxy)
     try:
-        after = await tried(worker, *closed, *fine, f"{address}:8000", published, network=True)
+        after = await tried(worker, *closed, *fine, f"{address}:8000", network=True)
     finally:
         await worker.operator("firewall", "remove")
     await worker.call("POST", f"/jobs/{neighbour}/cancel")
