@@ -35,19 +35,22 @@ bounded = settings(
 )
 long_bounded = settings(bounded, max_examples=MANY, derandomize=False)
 
+FORMATS = (tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT)
+# Mostly what is fine, so that some archives are: what follows a bad member is not looked at.
 PARTS = st.sampled_from(
-    ["..", ".", "", "a", "b", "A", "link", "canary", "src", "\x1b]0;x\x07", "a\nb", "\x9b2J", "\\",
-     "C:", "e\u0301", "\u00e9", ".git", ".ciworker", "run", "-x", "x" * 300, "\udcff", "\u202e"]
+    [*("a", "b", "c", "d.py", "link", "folder") * 16,
+     "..", ".", "", "A", "canary", "src", "\x1b]0;x\x07", "a\nb", "\x9b2J", "\\", "C:", "e\u0301",
+     "\u00e9", ".git", ".ciworker", "run", "-x", "x" * 300, "\udcff", "\u202e"]
 )  # fmt: skip
-NAMES = st.lists(PARTS, min_size=1, max_size=4).map("/".join)
+NAMES = st.lists(PARTS, min_size=1, max_size=3).map("/".join)
 TYPES = st.sampled_from(
-    [tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.LNKTYPE, tarfile.SYMTYPE, tarfile.CHRTYPE,
-     tarfile.BLKTYPE, tarfile.DIRTYPE, tarfile.FIFOTYPE, tarfile.CONTTYPE,
+    [*(tarfile.REGTYPE, tarfile.REGTYPE, tarfile.DIRTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE) * 8,
+     tarfile.AREGTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE, tarfile.CONTTYPE,
      tarfile.GNUTYPE_SPARSE, b"Z"]
 )  # fmt: skip
-MODES = st.sampled_from([0o644, 0o755, 0o000, 0o4755, 0o2755, 0o7777, 0o20644, 0o120777, 0o60600])
-FORMATS = (tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT)
-LIKELY = st.sampled_from([tarfile.REGTYPE, tarfile.DIRTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE])
+MODES = st.sampled_from(
+    [*(0o644, 0o755, 0o600) * 8, 0o000, 0o4755, 0o2755, 0o7777, 0o20644, 0o120777, 0o60600]
+)
 
 
 class Member(NamedTuple):
@@ -59,7 +62,7 @@ class Member(NamedTuple):
 
 
 MEMBERS = st.lists(
-    st.builds(Member, NAMES, LIKELY | TYPES, NAMES, MODES, st.binary(max_size=40)), max_size=6
+    st.builds(Member, NAMES, TYPES, NAMES, MODES, st.binary(max_size=40)), max_size=6
 )
 DAMAGE = st.lists(st.tuples(st.integers(0, 2**20), st.integers(0, 255)), max_size=3)
 
@@ -101,8 +104,11 @@ def archives(draw: st.DrawFn) -> bytes:
     tar = tar_of(members, draw(st.sampled_from(FORMATS)))
     kind = draw(st.sampled_from(["tar", "gzip", "zstd", "stored", "deflated"]))
     packed = _packed(kind, tar, members)
-    damaged = bytearray(packed[: draw(st.just(len(packed)) | st.integers(0, len(packed)))])
-    for place, value in draw(st.just([]) | DAMAGE) if damaged else []:
+    harm = draw(st.sampled_from(["none", "none", "cut", "damage"]))
+    if harm == "cut":
+        return packed[: draw(st.integers(0, len(packed)))]
+    damaged = bytearray(packed)
+    for place, value in draw(DAMAGE) if harm == "damage" else []:
         damaged[place % len(damaged)] = value
     return bytes(damaged)
 
@@ -198,6 +204,5 @@ def test_thousands_of_archives_are_refused_in_words_or_stay_in_their_folder(
         outcomes.append(came_of(packed, tmp_path))
 
     try_()
-    taken: Sequence[bool] = [outcome for outcome in outcomes if outcome]
-    assert len(outcomes) / 50 < len(taken) < len(outcomes), "both happen"
+    assert len(outcomes) / 100 < sum(outcomes) < len(outcomes), "both happen"
     attack(32, tried=len(outcomes))
