@@ -1,7 +1,7 @@
 """Whether an engine may have let go of a container's last output, which nobody took in time.
 
 An engine reads a container's output for 2 s after its exit and then lets go of the rest (seen on
-28.2: 135 KB were in no log). It gets no further while a reader of attach is 1 MB behind.
+20.10.24: 135 KB were in no log). It gets no further while a reader of attach is 1 MB behind.
 """
 
 from collections import deque
