@@ -32,6 +32,14 @@ _COLUMNS = (
     "out_lines, out_frames, err_lines, err_frames, runs, data"
 )
 _PLACES = "(" + ",".join("?" * 11) + ")"
+_CHUNK_OF = (
+    "SELECT first, count, total_bytes FROM log_chunk "
+    "WHERE job_id = ? AND first <= ? ORDER BY first DESC LIMIT 1"
+)
+_CHUNKS_FROM = (
+    "SELECT first, count, data, runs, packed FROM log_chunk "
+    "WHERE job_id = ? AND first BETWEEN ? AND ? AND total_bytes <= ? ORDER BY first LIMIT ?"
+)
 PAUSE = 8  # times what storing and showing took
 MOST_PAUSE = 0.010  # seconds: the age that a line gets from that
 RETRY_FIRST = 0.05
@@ -301,28 +309,12 @@ def _rows(
 
     All of one state of the database: packing may replace chunks at any time.
     """
-    row, after = LogChunkRow, max(0, after)
-    holding = (
-        select(row.first, row.count, row.total_bytes)
-        .where(col(row.job_id) == job_id, col(row.first) <= after + 1)
-        .order_by(col(row.first).desc())
-        .limit(1)
-    )
-    start = session.exec(holding).first()
-    if start is None or start[0] + start[1] <= after + 1:
+    after, asked = max(0, after), session.connection().exec_driver_sql
+    start = asked(_CHUNK_OF, (job_id, after + 1)).first()
+    if start is None or start.first + start.count <= after + 1:
         return []
-    query = (
-        select(  # type: ignore[call-overload] # sqlmodel types at most four columns
-            row.first, row.count, row.data, row.runs, row.packed
-        )
-        .where(col(row.job_id) == job_id, col(row.first) >= start[0])
-        .where(col(row.first) <= max(upto, start[0]))
-        .where(col(row.total_bytes) <= start[2] + size)
-        .order_by(col(row.first))
-        .limit(limit)
-    )
-    found: Sequence[Any] = session.exec(query).all()
-    return found
+    values = (job_id, start.first, max(upto, start.first), start.total_bytes + size, limit)
+    return asked(_CHUNKS_FROM, values).all()
 
 
 def _plain(rows: Sequence[Any]) -> list[PackedChunk]:

@@ -175,8 +175,7 @@ class Database:
         with translated():
             raw = await self._held.get_raw_connection()
             assert raw.driver_connection is not None
-            cursor = await raw.driver_connection.execute(statement, values)
-            await cursor.close()
+            await raw.driver_connection.execute_fetchall(statement, values)  # no hop for a cursor
 
     async def _close(self) -> None:
         async with self._writes:

@@ -34,6 +34,8 @@ class Place(Protocol):
 class Seat:
     """One reader's connection. may_expire: now and then its task has to look."""
 
+    __slots__ = ("_protocol", "_request", "_woken", "due", "may_expire", "place")
+
     def __init__(self, request: web.Request, place: Place, *, may_expire: bool) -> None:
         self.place = place
         self.may_expire = may_expire

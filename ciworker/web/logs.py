@@ -7,6 +7,7 @@ from aiohttp import web
 
 from ciworker.domain.job import Job
 from ciworker.domain.log import Chunk, Stream
+from ciworker.errors import StoreRefused
 from ciworker.web import records
 from ciworker.web.answers import before_first, choice, flag, found, limited, named
 from ciworker.web.context import CONTEXT
@@ -30,9 +31,9 @@ async def _sent(request: web.Request, job: Job) -> web.StreamResponse:
     stream = choice(request, "stream", ("stdout", "stderr"))
     only = Stream[stream.upper()] if stream else None
     content_type, encode = _encoding(request)
-    last = (await context.logs.end(job.id)).last
-    after = before_first(request, last)
-    upto = min(last, after + limited(request, MOST_LINES, MOST_LINES))
+    end = await context.logs.end(job.id)
+    after = before_first(request, end.last)
+    upto = min(end.last, after + limited(request, MOST_LINES, MOST_LINES))
 
     async def pieces() -> AsyncGenerator[bytes]:
         async with contextlib.aclosing(context.logs.stream(job.id, after, upto)) as chunks:
@@ -40,12 +41,35 @@ async def _sent(request: web.Request, job: Job) -> web.StreamResponse:
                 if data := encode(chunk, only):
                     yield data
 
+    is_whole = encode is records.text and only is None and (after, upto) == (0, end.last)
     headers = {
         "Content-Type": content_type,
         "X-Content-Type-Options": "nosniff",
         "Cache-Control": "no-store",
     }
-    return await streamed(request, headers, pieces())
+    if not is_whole:
+        return await streamed(request, headers, pieces())
+    headers["Content-Length"] = str(end.total_bytes)  # and so no chunk is copied to be framed
+    return await streamed(request, headers, _exactly(end.total_bytes, pieces()))
+
+
+async def _exactly(size: int, pieces: AsyncGenerator[bytes]) -> AsyncGenerator[bytes]:
+    """These pieces, which have so many bytes together.
+
+    Raises:
+        StoreRefused: they have not: the log is damaged.
+    """
+    left = size
+    async with contextlib.aclosing(pieces):
+        async for piece in pieces:
+            left -= len(piece)
+            if left < 0:
+                break
+            yield piece
+    if left:
+        raise StoreRefused(
+            f"the stored log has not the {size} bytes it is said to: restore a backup"
+        )
 
 
 def _encoding(request: web.Request) -> tuple[str, Encoder]:

@@ -1,12 +1,12 @@
 """What goes over the wire. `/openapi.json` is generated from these."""
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, WithJsonSchema, field_validator
 
+from ciworker.domain.container import ContainerState
 from ciworker.domain.environment import EnvironmentStatus
 from ciworker.domain.git import DEFAULT_REF
 from ciworker.domain.job import Backend, Cache, Git, Job, Status
@@ -633,7 +633,7 @@ def _fields(job: Job) -> dict[str, Any]:
         "attempt": job.attempt,
         "retry_of": job.retry_of,
         "container_id": job.container_id,
-        "container": ContainerModel(**asdict(job.container)) if job.container else None,
+        "container": _container_model(job.container),
         "created_at": job.created_at,
         "started_at": job.started_at,
         "finished_at": job.finished_at,
@@ -642,6 +642,13 @@ def _fields(job: Job) -> dict[str, Any]:
         "log_incomplete": job.log_incomplete,
         "waits_for": job.build if job.waits else None,
     }
+
+
+def _container_model(container: ContainerState | None) -> ContainerModel | None:
+    """Without `asdict`, which copies the instants too: most of what a list of jobs took."""
+    if container is None:
+        return None
+    return ContainerModel.model_validate(container, from_attributes=True)
 
 
 def _backend_model(backend: Backend | None) -> BackendModel | None:

@@ -16,6 +16,7 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from itertools import chain
 from typing import Protocol
@@ -56,14 +57,13 @@ _HEADERS = {
 
 async def job_events(request: web.Request) -> web.StreamResponse:
     """A job's lines and states, live, until it ends."""
-    context, job = request.app[CONTEXT], await found(request)
-    if request.headers.get("Last-Event-ID") == END:
+    context, own = request.app[CONTEXT], await _own(request)
+    if own is None:
         return web.Response(status=204)
-    after = await _start(request, context, job)
-    own = OwnJob(context, job.id, after)
-    with context.watchers.watching("job", [own]):
+    parts = (own,)
+    with context.watchers.watching("job", parts):
         rest = own.seated(request) if request.version >= HttpVersion11 else None
-        return await streamed(request, _HEADERS, stream(Gate(request), [own], rest))
+        return await streamed(request, _HEADERS, stream(Gate(request), parts, rest))
 
 
 async def all_events(request: web.Request) -> web.StreamResponse:
@@ -84,6 +84,8 @@ class Gate:
     which a comment's is soon enough. Only when some access ends is the store asked whether it was
     this one.
     """
+
+    __slots__ = ("_context", "_ended", "_request")
 
     def __init__(self, request: web.Request) -> None:
         self._request, self._context = request, request.app[CONTEXT]
@@ -143,6 +145,10 @@ class Changes:
 class FollowedJob:
     """The lines of one of several jobs, until its end. Its states are told with all others'."""
 
+    __slots__ = (
+        "_after", "_context", "_end", "_handed", "_job_id", "_partial", "_read_at", "_states",
+        "_topic", "_up_to_date", "changed", "done", "more",
+    )  # fmt: skip
     _size = BYTES_PER_TURN
 
     def __init__(self, context: Context, job_id: str, after: int) -> None:
@@ -232,6 +238,7 @@ class FollowedJob:
 class OwnJob(FollowedJob):
     """A job's lines and states, in a stream of its own, which can be resumed by line numbers."""
 
+    __slots__ = ()
     _size = BYTES_PER_READ
 
     def seated(self, request: web.Request) -> Rest:
@@ -294,6 +301,7 @@ async def stream(
                     yield frame
                     if not await gate.open():
                         return
+                frame = b""  # an idle stream holds no chunk
                 part.handed_over()
                 if part.done:
                     del heard[part]
@@ -302,12 +310,16 @@ async def stream(
                 yield frames.COMMENT  # nothing changed, so nothing is asked
 
 
+def _any_of(signals: Sequence[Signal]) -> AbstractContextManager[Signal]:
+    """A signal that fires, within the block, whenever one of these does.
+
+    For one alone it is that one, without a generator: most streams have one, and are idle.
+    """
+    return contextlib.nullcontext(signals[0]) if len(signals) == 1 else _relayed(signals)
+
+
 @contextlib.contextmanager
-def _any_of(signals: Sequence[Signal]) -> Iterator[Signal]:
-    """A signal that fires, within the block, whenever one of these does."""
-    if len(signals) == 1:
-        yield signals[0]
-        return
+def _relayed(signals: Sequence[Signal]) -> Iterator[Signal]:
     changed = Signal()
     with contextlib.ExitStack() as relays:
         for signal in signals:
@@ -354,6 +366,14 @@ async def _follow(context: Context, job_id: str, after: int) -> FollowedJob:
     if after > last:
         raise Refused(400, f"line {after} of job {job_id} is past its last one, {last}")
     return FollowedJob(context, job_id, after)
+
+
+async def _own(request: web.Request) -> OwnJob | None:
+    """None for whoever has all that there will ever be."""
+    context, job = request.app[CONTEXT], await found(request)
+    if request.headers.get("Last-Event-ID") == END:
+        return None
+    return OwnJob(context, job.id, await _start(request, context, job))
 
 
 async def _start(request: web.Request, context: Context, job: Job) -> int:

@@ -27,6 +27,7 @@ async def streamed(
                 if not await _written(response, piece):
                     _abort(request)
                     return response
+                del piece  # the next one may be long in coming
                 await asyncio.sleep(0)
         await response.write_eof()
     except ConnectionError:

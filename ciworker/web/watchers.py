@@ -1,7 +1,7 @@
 """Who watches: the open event streams, and how far behind the slowest of them is."""
 
-import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Literal, Protocol
 
 Stream = Literal["job", "all"]
@@ -15,21 +15,29 @@ class Watcher(Protocol):
         """How many of the lines that were shown are not in its socket."""
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Watching:
+    """A stream that is open within the block. opened: where it stands meanwhile."""
+
+    opened: set["Watching"]
+    watchers: Sequence[Watcher]
+
+    def __enter__(self) -> None:
+        self.opened.add(self)
+
+    def __exit__(self, *_error: object) -> None:
+        self.opened.remove(self)
+
+
 class Watchers:
     """The open streams, by what they are of, each with what it watches."""
 
     def __init__(self) -> None:
-        self._open: dict[Stream, dict[object, Sequence[Watcher]]] = {"job": {}, "all": {}}
+        self._open: dict[Stream, set[Watching]] = {"job": set(), "all": set()}
 
-    @contextlib.contextmanager
-    def watching(self, stream: Stream, watchers: Sequence[Watcher]) -> Iterator[None]:
-        """Within the block the stream is open."""
-        key = object()
-        self._open[stream][key] = watchers
-        try:
-            yield
-        finally:
-            del self._open[stream][key]
+    def watching(self, stream: Stream, watchers: Sequence[Watcher]) -> Watching:
+        """Within its block the stream is open."""
+        return Watching(self._open[stream], watchers)
 
     @property
     def subscribers(self) -> Mapping[Stream, int]:
@@ -38,5 +46,5 @@ class Watchers:
     @property
     def most_behind(self) -> int:
         """Lines; 0 when nobody watches."""
-        streams = (watchers for opened in self._open.values() for watchers in opened.values())
-        return max((watcher.behind for watchers in streams for watcher in watchers), default=0)
+        streams = (stream for opened in self._open.values() for stream in opened)
+        return max((each.behind for stream in streams for each in stream.watchers), default=0)

@@ -6,6 +6,7 @@ import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
+import aiohttp
 import pytest
 
 from tests.chaos.disks import read_only
@@ -98,6 +99,25 @@ async def test_of_a_database_that_stays_locked_it_is_told_by_whom(stopped: Worke
     assert f"(process {holder.pid}) holds it: stop that, then start again" in said
 
 
+@pytest.mark.parametrize("change", [-1, 1])
+async def test_of_a_log_that_has_not_the_bytes_it_is_said_to_nobody_takes_a_part_for_the_whole(
+    worker: Worker, change: int
+) -> None:
+    job_id = (await worker.run("seq 9"))["id"]
+    assert len(await worker.text(job_id)) == 18
+    await worker.stop()
+    with contextlib.closing(sqlite3.connect(worker.data_dir / "ciworker.db")) as connection:
+        connection.execute("UPDATE log_chunk SET total_bytes = total_bytes + ?", (change,))
+        connection.commit()
+    await worker.start()
+
+    with pytest.raises(aiohttp.ClientError):
+        await worker.text(job_id)
+
+    assert f"has not the {18 + change} bytes" in worker.log.read_text()
+    assert (await worker.text(job_id, "?from=2")).startswith(b"2\n")
+
+
 async def test_a_missing_data_folder_is_made(new_worker: WorkerFactory) -> None:
     worker = new_worker()
     worker.data_dir = worker.data_dir / "not" / "yet"
@@ -114,7 +134,7 @@ async def test_a_file_in_the_data_folders_place_is_told_of(new_worker: WorkerFac
 
     said = await refused(worker)
 
-    assert f"{worker.data_dir} cannot be written (" in said
+    assert f"ciworker: {worker.data_dir} cannot be written (" in said
     assert "choose another data_dir" in said
 
 

@@ -415,6 +415,29 @@ async def records(worker: Worker, job_id: str, query: str = "") -> list[dict[str
     return [json.loads(line) for line in body.split(b"\n")[:-1]]
 
 
+async def text_and_length(worker: Worker, job_id: str, query: str) -> tuple[bytes, int | None]:
+    """What comes, and how much was told to come."""
+    path = f"/api/v1/jobs/{job_id}/log{query}"
+    async with worker.session.get(path, headers=worker.headers) as answer:
+        assert answer.status == 200
+        return await answer.read(), answer.content_length
+
+
+async def test_a_log_that_grows_while_it_is_read_comes_as_long_as_it_was_told(
+    shared: Worker,
+) -> None:
+    job_id = await shared.submit("while :; do seq 1000; done")
+    try:
+        await shared.wait_for_text(job_id, b"1000\n")
+        for _ in range(20):
+            text, length = await text_and_length(shared, job_id, "")
+            assert len(text) == length
+            assert text.splitlines()[:3] == [b"1", b"2", b"3"]
+    finally:
+        await shared.call("POST", f"/jobs/{job_id}/cancel")
+        await shared.wait(job_id)
+
+
 async def test_the_log_is_the_exact_bytes_and_records_are_text(shared: Worker) -> None:
     job = await shared.run("cat bytes", {"bytes": BYTES})
     async with shared.session.get(
@@ -422,6 +445,7 @@ async def test_the_log_is_the_exact_bytes_and_records_are_text(shared: Worker) -
     ) as answer:
         assert answer.headers["Content-Type"] == "text/plain; charset=utf-8"
         assert answer.headers["X-Content-Type-Options"] == "nosniff"
+        assert answer.headers["Content-Length"] == str(len(BYTES))
         assert await answer.read() == BYTES
     lines = BYTES.split(b"\n")
     found = await records(shared, job["id"])
@@ -444,8 +468,12 @@ async def test_parts_of_the_log(shared: Worker) -> None:
         "?stream=stdout&tail=3": whole[4:5], "?timestamps=0": whole, "?timestamps=false": whole,
     }.items():  # fmt: skip
         text = "".join(line + "\n" for line in wanted).encode()
-        assert await shared.text(job_id, query) == text, query
+        assert await text_and_length(shared, job_id, query) in {(text, None), (text, len(text))}
         assert [line["text"] for line in await records(shared, job_id, query)] == wanted, query
+    whole_ones = {"", "?from=1", "?from=0", "?tail=99", "?timestamps=0"}
+    for query in {*whole_ones, "?from=2", "?tail=5", "?limit=5", "?stream=stdout", "?timestamps=1"}:
+        _, length = await text_and_length(shared, job_id, query)
+        assert (length is not None) == (query in whole_ones), query
     for query in ("?timestamps=1", "?timestamps=true&from=3"):
         timed = (await shared.text(job_id, query)).decode().splitlines()
         pairs = [line.split(" ", 1) for line in timed]
