@@ -152,9 +152,9 @@ class Worker:
             await self._session.close()
         async with asyncio.timeout(DEADLINE):
             while names := await self.containers():
-                await docker("rm", "-f", "-v", *names, check=False)  # some are being removed
+                await self.docker("rm", "-f", "-v", *names, check=False)  # some are being removed
             while images := await self.images():
-                await docker("rmi", "-f", *images, check=False)
+                await self.docker("rmi", "-f", *images, check=False)
 
     # the API
 
@@ -247,9 +247,13 @@ class Worker:
 
     # Docker
 
+    async def docker(self, *words: str, check: bool = True) -> bytes:
+        """On the engine that runs its containers."""
+        return await docker(*words, check=check)
+
     async def containers(self) -> list[str]:
         """Names of the containers that carry this worker's instance label."""
-        listed = await docker(
+        listed = await self.docker(
             "ps", "-a", "--filter", f"label=ciworker.instance={self.instance}",
             "--format", "{{.Names}}",
         )  # fmt: skip
@@ -257,7 +261,7 @@ class Worker:
 
     async def images(self) -> list[str]:
         """Ids of the images that carry this worker's instance label, those without a name too."""
-        listed = await docker(
+        listed = await self.docker(
             "images", "--no-trunc", "--filter", f"label=ciworker.instance={self.instance}",
             "--format", "{{.ID}}",
         )  # fmt: skip

@@ -71,7 +71,7 @@ STAYS = 6  # processes of it, with the shell that runs the job, that wait
 
 HOSTILE: Mapping[str, Hostile] = {
     "fork bomb": Hostile(
-        "exec python3 bomb.py", "timed_out", ("its limit of 64 processes", "job_pids"),
+        "exec python3 bomb.py", "timed_out", ("timeout", "its limit of 64 processes", "job_pids"),
         {"bomb.py": _BOMB}, forever=True,
     ),
     "processes": Hostile(

@@ -1,13 +1,15 @@
 """The matrix of faults and attacks: tests say which rows of it they are for, and what they counted.
 
 `scripts/chaos` and `scripts/attack` end with one line a row, also for one that no test is for, as
-does every run in one process for the rows that it has tests of. A test that counts takes the
-fixture `row` or `attack`; one that is marked with `attacks` and takes none is one input that was
-tried, and got through if the test failed.
+does every run for the rows that it has tests of. A test that counts takes the fixture `row` or
+`attack`; one that is marked with `attacks` and takes none is one input that was tried, and got
+through if the test failed.
 """
 
-from collections.abc import Generator, Mapping, Sequence, Set
+from collections.abc import Generator, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
+from itertools import chain
+from typing import Any, cast
 
 import pytest
 
@@ -107,7 +109,6 @@ class Report:
     counts: Mapping[str, int]
 
 
-REPORTS = pytest.StashKey[list[Report]]()
 REPORTING = pytest.StashKey[dict[int, set[str]]]()
 
 
@@ -115,11 +116,10 @@ def recorded(
     request: pytest.FixtureRequest, suite: Suite, number: int, counts: Mapping[str, int]
 ) -> None:
     """Note what a test counted; it fails if any of that is wrong."""
-    report = Report(suite, number, request.node.nodeid, counts)
     assert set(counts) == set(suite.counts)
-    request.config.stash.setdefault(REPORTS, []).append(report)
+    _note(request.node, suite, number, counts)
     assert number in suite.rows_of(request.node), f"mark the test with {suite.mark}({number})"
-    assert not any(counts[name] for name in suite.wrong), report
+    assert not any(counts[name] for name in suite.wrong), counts
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -157,12 +157,26 @@ def pytest_runtest_makereport(
     report = yield
     if report.when == "call" and not _counts(item, ATTACK):
         through = 0 if report.passed else 1
-        reports = item.config.stash.setdefault(REPORTS, [])
-        reports += [
-            Report(ATTACK, number, item.nodeid, {"tried": 1, "through": through})
-            for number in ATTACK.rows_of(item)
-        ]
+        for number in ATTACK.rows_of(item):
+            _note(item, ATTACK, number, {"tried": 1, "through": through})
     return report
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Tell the process that sums up, where this one is one of several that run the tests."""
+    output = getattr(session.config, "workeroutput", None)
+    if output is not None:
+        selected = session.config.stash.get(REPORTING, {})
+        output[__name__] = {number: list(tests) for number, tests in selected.items()}
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Take what such a process told; one that died told nothing, and all collect the same tests."""
+    told = getattr(node, "workeroutput", {}).get(__name__, {})
+    selected = node.config.stash.setdefault(REPORTING, {})
+    for number, tests in told.items():
+        selected.setdefault(number, set()).update(tests)
 
 
 def pytest_terminal_summary(
@@ -171,7 +185,7 @@ def pytest_terminal_summary(
     selected = config.stash.get(REPORTING, {})
     if config.option.collectonly:
         return
-    reports = config.stash.get(REPORTS, [])
+    reports = list(_noted(terminalreporter))
     for suite in SUITES:
         numbers = _reported(suite, config)
         if not numbers:
@@ -183,6 +197,21 @@ def pytest_terminal_summary(
             own = [report for report in reports if report.number == number]
             cells = _cells(suite, own, selected.get(number, frozenset()))
             terminalreporter.line(layout.format(number, suite.titles[number], *cells))
+
+
+def _note(item: pytest.Item, suite: Suite, number: int, counts: Mapping[str, int]) -> None:
+    """With the test's own report, which comes from whichever process runs it."""
+    item.user_properties.append((__name__, (suite.section, number, dict(counts))))
+
+
+def _noted(terminalreporter: pytest.TerminalReporter) -> Iterator[Report]:
+    suites = {suite.section: suite for suite in SUITES}
+    for told in chain.from_iterable(terminalreporter.stats.values()):
+        if isinstance(told, pytest.TestReport) and told.when == "teardown":
+            for name, value in told.user_properties:
+                if name == __name__:
+                    section, number, counts = cast("tuple[str, int, dict[str, int]]", value)
+                    yield Report(suites[section], number, told.nodeid, counts)
 
 
 def _check_marks(items: Sequence[pytest.Item]) -> None:

@@ -131,21 +131,8 @@ class Elsewhere(Tuned):
         super().__init__(folder, {"docker_host": daemon.url, **settings})
         self.daemon = daemon
 
-    async def containers(self) -> list[str]:
-        ours = f"label=ciworker.instance={self.instance}"
-        listed = await self.daemon.docker("ps", "-a", "--filter", ours, "--format", "{{.Names}}")
-        return listed.decode().split()
-
-    async def images(self) -> list[str]:
-        listed = await self.daemon.docker(
-            "images", "-q", "--filter", f"label=ciworker.instance={self.instance}"
-        )
-        return listed.decode().split()
-
-    async def destroy(self) -> None:
-        for name in await self.containers():
-            await self.daemon.docker("rm", "-f", "-v", name, check=False)
-        await super().destroy()
+    async def docker(self, *words: str, check: bool = True) -> bytes:
+        return await self.daemon.docker(*words, check=check)
 
 
 def _pids_with(text: str) -> list[int]:

@@ -216,7 +216,9 @@ def filled(worker: Worker, version: int, lines: int) -> None:
             part = chunk(1, *(f"out {n}" for n in range(1, printed + 1)))
             read = printed + 1  # the start mark is no line of the job's
             connection.execute(
-                "INSERT INTO log_chunk VALUES (?, 1, ?, 1, ?, ?, 0, 0, 0, ?, ?)",
+                "INSERT INTO log_chunk (job_id, first, count, attempt, total_bytes, out_lines, "
+                "out_frames, err_lines, err_frames, runs, data) "
+                "VALUES (?, 1, ?, 1, ?, ?, 0, 0, 0, ?, ?)",
                 (job_id(number), printed, len(part.data), read, pack_runs(part.runs), part.data),
             )
         connection.execute(

@@ -1,5 +1,8 @@
 """Property-based: whatever stands in headers, parameters and job files, the answer is foreseen."""
 
+import time
+from dataclasses import dataclass
+from math import inf
 from urllib.parse import quote_from_bytes
 
 import pytest
@@ -7,6 +10,7 @@ import pytest_asyncio
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.conftest import Attack
 from tests.driver import Worker, tree
 from tests.e2e.conftest import spooled
 from tests.e2e.raw import FORM, Answer, ask, form
@@ -15,14 +19,15 @@ pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.fuzz]
 
 SETTINGS = {"failed_token_rate": "off", "submit_rate": "off", "max_jobs": "1"}
 EXAMPLES = 60
-LONG = 3000
+MOST = 3000
+WITHIN = 300.0  # seconds, after which the rest of so many is left out
 bounded = settings(
     max_examples=EXAMPLES,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow],
     derandomize=True,
 )
-bounded_for_long = settings(bounded, max_examples=LONG, derandomize=False)
+bounded_for_long = settings(bounded, max_examples=MOST, derandomize=False)
 
 # What a header may hold (RFC 9110, 5.5); the rest is no HTTP, and refused before it is ours.
 _NONE = bytes({*range(0x20), 0x7F} - {0x09})
@@ -62,6 +67,19 @@ def _toml(value: object) -> str:
 async def ended(shared: Worker) -> str:
     """A job with a short log."""
     return str((await shared.run("seq 9"))["id"])
+
+
+@dataclass
+class Long:
+    """How long there are new examples, monotonic, and how many there were."""
+
+    until: float
+    done: int = 0
+
+
+@pytest.fixture(scope="module")
+def long() -> Long:
+    return Long(time.monotonic() + WITHIN)
 
 
 def foreseen(answer: Answer, *statuses: int) -> None:
@@ -115,6 +133,7 @@ async def test_any_last_event_id_is_answered(shared: Worker, ended: str, raw: by
     await fuzz_last_event_id(shared, ended, raw)
 
 
+@pytest.mark.attacks(38)
 @bounded
 @given(HEADER)
 async def test_any_host_but_ours_is_refused(shared: Worker, raw: bytes) -> None:
@@ -129,6 +148,7 @@ async def test_any_parameters_are_answered(
     await fuzz_parameters(shared, ended, target, values)
 
 
+@pytest.mark.attacks(34)
 @bounded
 @given(JOB_FILES)
 async def test_any_job_file_is_answered(shared: Worker, text: str) -> None:
@@ -139,16 +159,29 @@ async def test_any_job_file_is_answered(shared: Worker, text: str) -> None:
 @pytest.mark.timeout(600)
 @bounded_for_long
 @given(NUMBERS, HEADER, TARGETS, st.lists(VALUES, max_size=5), JOB_FILES)
-async def test_thousands_of_them_are_answered(
+async def test_as_many_as_there_is_time_for_are_answered(
     shared: Worker,
     ended: str,
+    long: Long,
     last: bytes,
     host: bytes,
     target: tuple[str, tuple[str, ...]],
     values: list[bytes],
     text: str,
 ) -> None:
+    if time.monotonic() > long.until:
+        return
+    until, long.until = long.until, inf  # one that fails is asked again, however long it takes
     await fuzz_last_event_id(shared, ended, last)
     await fuzz_host(shared, host)
     await fuzz_parameters(shared, ended, target, values)
     await fuzz_job_file(shared, text)
+    long.until, long.done = until, long.done + 1
+
+
+@pytest.mark.chaos
+@pytest.mark.attacks(34, 38)
+def test_there_was_time_for_many(long: Long, attack: Attack) -> None:
+    assert long.done > MOST / 20
+    for row in (34, 38):
+        attack(row, tried=long.done)

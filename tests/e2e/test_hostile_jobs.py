@@ -7,7 +7,7 @@ import signal
 import pytest
 
 from scripts.bench.rounds import centile
-from tests.conftest import Attack
+from tests.conftest import Attack, WorkerFactory
 from tests.driver import Worker, docker
 from tests.e2e.follower import WAIT, let_go, stored, told_end_once
 from tests.hostile import (
@@ -41,7 +41,7 @@ async def ends(worker: Worker, hostile: Hostile, timeout: str) -> None:
     job = await worker.wait(job_id, within=300)
     told_end_once(job)
     assert job["reason"] == hostile.reason, job
-    assert all(words in job["message"] for words in hostile.words), job
+    assert all(words in job["message"] for words in hostile.words), job["message"]
     assert b"ciworker;" not in await worker.text(job_id)
 
 
@@ -62,14 +62,17 @@ async def test_who_takes_all_there_is_is_contained_and_told_which_limit_it_met(
 @pytest.mark.chaos
 @pytest.mark.timeout(600)
 @pytest.mark.attacks(19)
-async def test_the_same_again_and_all_at_once(shared: Worker, attack: Attack) -> None:
-    rounds = 3
-    async with asked_all_the_while(shared) as took:
+@pytest.mark.asyncio(loop_scope="function")  # its worker's
+async def test_the_same_again_and_all_at_once(new_worker: WorkerFactory, attack: Attack) -> None:
+    """With the grace that is the default: who is stopped comes to say which limit it met."""
+    worker, rounds = new_worker(**SETTINGS | {"stop_grace": "10s"}), 3
+    await worker.start()
+    async with asked_all_the_while(worker) as took:
         for _ in range(rounds):
             async with asyncio.TaskGroup() as tasks:
                 for hostile in HOSTILE.values():
-                    tasks.create_task(ends(shared, hostile, "10s" if hostile.forever else "5m"))
-    await shared.nothing_left()
+                    tasks.create_task(ends(worker, hostile, "10s" if hostile.forever else "5m"))
+    await worker.nothing_left()
     print(f"{len(took)} calls: p99 {centile(took, 99) * 1000:.0f} ms")
     attack(19, tried=rounds * len(HOSTILE))
 

@@ -129,8 +129,11 @@ async def test_with_the_event_stream_intact_nothing_is_ever_repaired(
     worker = new_worker(max_jobs="8", resync_interval="1s", job_memory="64m")
     await worker.start()
     descriptors, began = open_files(worker), time.monotonic()
-    jobs = {await worker.submit("true") for _ in range(count)}
-    reports = []
+    jobs, reports = set[str](), []
+    for number in range(count):
+        jobs.add(await worker.submit("true"))
+        if number % 5 == 0:
+            reports.append(await resync(worker))
     while True:
         reports.append(await resync(worker))
         _, page = await worker.call("GET", "/jobs?limit=500")

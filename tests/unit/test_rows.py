@@ -57,6 +57,17 @@ def test_elsewhere_only_rows_that_have_tests_are_told(
     assert titles == [ATTACK.titles[35]]
 
 
+def test_what_several_processes_counted_is_summed_up(tmp_path: Path) -> None:
+    for name in ("milk", "sugar"):
+        test = "import pytest\n\n\n@pytest.mark.attacks(37)\ndef test_it() -> None:\n    assert"
+        (tmp_path / f"test_{name}.py").write_text(f"{test} {name == 'milk'}\n")
+    words = ("-p", "xdist", "-n", "2", "--dist", "loadfile", "-m", "attacks", tmp_path)
+    lines = ran(tmp_path, "attacks(35, 37)", *map(str, words)).stdout.splitlines()
+    for number, cells in ((35, ["1/1", "1", "0"]), (37, ["3/3", "3", "1"])):
+        (line,) = [line for line in lines if ATTACK.titles[number] in line]
+        assert line.split()[-3:] == cells
+
+
 # the scripts
 
 
