@@ -70,7 +70,7 @@ class Controller:
         self._engine, self._jobs, self._queue = parts.engine, parts.jobs, parts.queue
         self._metrics, self._tallies = parts.metrics, parts.tallies
         self._credentials = parts.credentials
-        self._steps = Steps(parts, forget=self._forget)
+        self._steps = Steps(parts, self._forget, look_for_engine)
         self._patience = Patience(
             settings.transfer_timeout,
             settings.stop_grace,

@@ -55,13 +55,20 @@ RETRY_PUMP = 1.0
 class Steps:
     """Performs what was decided."""
 
-    def __init__(self, parts: Parts, forget: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        parts: Parts,
+        forget: Callable[[str], None],
+        look_for_engine: Callable[[], Awaitable[None]],
+    ) -> None:
         """Take the parts.
 
         Args:
             parts: of the worker.
             forget: called with the id of a job whose attempt is over.
+            look_for_engine: come to tell of the engine what there is to tell, if it can be seen.
         """
+        self._look_for_engine = look_for_engine
         self._settings, self._instance, self._clock = parts.settings, parts.instance, parts.clock
         self._engine, self._jobs, self._logs = parts.engine, parts.jobs, parts.logs
         self._writer, self._feed, self._queue = parts.writer, parts.feed, parts.queue
@@ -272,8 +279,11 @@ class Steps:
         look.life.start_failures += 1
         failures, most = look.life.start_failures, self._settings.start_attempts
         if failures >= most:
-            if look.job.engine_restarted_at is not None:
-                # One killed in mid start leaves a container that none can start (20.10.24).
+            # One killed in mid start leaves a container that none can start (20.10.24), and may
+            # refuse it before its restart is told.
+            await self._look_for_engine()
+            job = await self._jobs.current(look.job.id)
+            if job is not None and job.engine_restarted_at is not None:
                 return await self._fail(look, Reason.ENGINE_RESTARTED, ENGINE_RESTARTED)
             return await self._fail(look, Reason.START_REFUSED, _refused(look.job, error))
         await self._jobs.note(

@@ -17,6 +17,7 @@ from tests.chaos.daemon import Daemon, Elsewhere, private_daemon
 from tests.chaos.test_engine_faults import accepted
 from tests.driver import DEADLINE
 from tests.e2e.follower import stored
+from tests.e2e.test_pool import parked, until_states
 from tests.e2e.test_recovery import Counters
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(300)]
@@ -101,6 +102,32 @@ async def test_jobs_that_a_restart_of_the_engine_cost_say_so(
     await all_cost(worker, jobs, account)
     await account.take(worker, waiting, counted(LINES))
     assert (await worker.job(waiting))["exit_code"] == 3
+    await account.leftovers(worker)
+    row(9, faults=1, **account.counts())
+
+
+@pytest.mark.rows(9)
+@pytest.mark.parametrize(
+    "signum", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.chaos)]
+)
+async def test_a_pool_that_a_restart_of_the_engine_ended_is_filled_again(
+    daemon: Daemon, new_elsewhere: NewElsewhere, row: Row, signum: int
+) -> None:
+    """What was taken from it is lost as any job is; the next job takes a member again."""
+    worker = new_elsewhere(max_jobs="2", job_memory="256m", pool='[{"name": "tea", "size": 2}]')
+    await worker.start()
+    await parked(worker, 2)
+    account, jobs = Account(), await begun(worker, PLAIN)
+    await until_states(worker, "parked", "taken")
+    await daemon.stop(signum)
+    await daemon.start()
+    await all_cost(worker, jobs, account)
+    await parked(worker, 2)
+    members = await daemon.docker("ps", "--no-trunc", "--quiet")
+    last = await worker.submit(counting(LINES))
+    await account.take(worker, last, counted(LINES))
+    assert (await worker.job(last))["container_id"] in members.decode().split()
+    assert (await worker.call("POST", "/pool/down"))[0] == 200
     await account.leftovers(worker)
     row(9, faults=1, **account.counts())
 

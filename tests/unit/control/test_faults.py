@@ -247,6 +247,31 @@ async def test_an_end_that_is_seen_before_the_restart_is_told_waits_for_that(
         assert ended.log_incomplete
 
 
+async def test_a_start_that_fails_before_the_restart_is_told_waits_for_that(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What an engine leaves that was killed in mid start can't be started by the next one."""
+    monkeypatch.setattr(events, "BACKOFF_FIRST", 10 * PATIENCE)
+    async with lab.life() as life:
+        await life.ended(await life.submit("echo one"))  # by its events the restart is known
+        gate, before = life.engine.hold("start"), life.calls("start")
+        job = await life.submit("echo two")
+        async with asyncio.timeout(PATIENCE):
+            while life.calls("start") == before:
+                await asyncio.sleep(0.01)
+        await life.engine.crash()
+        async with asyncio.timeout(PATIENCE):
+            while life.controller._engine_in_sight:
+                await asyncio.sleep(0.01)
+        async with outage(life, "start", EngineFailed, FOR_LONG, after=False):
+            life.engine.boot()
+            gate.set()
+            ended = await life.ended(job)
+
+        assert (ended.status, ended.reason) == (Status.FAILED, Reason.ENGINE_RESTARTED)
+        assert (await life.ended(await life.submit())).reason is PASSED
+
+
 async def test_where_the_stream_of_events_stays_shut_jobs_end_all_the_same(life: Life) -> None:
     job = await life.submit("echo one; sleep 0.3; exit 3")
     await life.printed(job, b"one\n")
