@@ -20,6 +20,7 @@ import urllib3
 from urllib3 import exceptions as failures
 from urllib3.connectionpool import HTTPConnectionPool, connection_from_url
 
+from ciclient import tls
 from ciclient.config import Access
 from ciclient.errors import ClientError, Nonsense, Refused, TryAgain, Unavailable, Unreachable
 from ciclient.unixsocket import unix_pool
@@ -236,12 +237,13 @@ class Api:
             target = response.headers.get("Location", "elsewhere")
             raise Nonsense(f"{self.access.server} redirects to {target}: name that to --server")
         if status == 401 and self.access.token is None:
-            detail += f"\nno token was found; run: ciclient login {self.access.server}"
+            detail = f"no token was found; run: ciclient login {self.access.server}"
         if status in {408, 429} or status >= 500:
             wish = response.headers.get("Retry-After", "")
             retry_after = min(float(wish), LONGEST_WAIT) if wish.isdecimal() else None
-            if retry_after is not None:
-                detail += f" (try again in {retry_after:.0f} s)"
+            invitation = "" if retry_after is None else f"try again in {retry_after:.0f} s"
+            if invitation not in detail:  # ciworker's own detail ends with it where a rate is over
+                detail += f" ({invitation})"
             raise Unavailable(status, detail, retry_after)
         raise Refused(status, detail)
 
@@ -333,8 +335,14 @@ def _unreachable(error: Exception, silence: float, server: str) -> TryAgain:
         case failures.ConnectTimeoutError():  # the base class of NewConnectionError, too
             return Unreachable("timeout", f"{server} did not answer in {CONNECT_TIMEOUT:g} s")
         case failures.SSLError():
-            return Unreachable("tls", f"{server}: no trusted TLS connection: {error}")
+            return tls.failure(error, server)
         case failures.ReadTimeoutError():
             return Unreachable("lost", f"nothing came from {server} for {silence:g} s")
         case _:
-            return Unreachable("lost", f"the connection to {server} was lost")
+            return _lost(server)
+
+
+def _lost(server: str) -> Unreachable:
+    if server.startswith("http:") and tls.is_spoken(server):
+        return tls.missing(server)
+    return Unreachable("lost", f"the connection to {server} was lost")

@@ -27,13 +27,26 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     name="ciclient",
-    help="Submit Python test suites to a ciworker and watch them run.",
     no_args_is_help=True,
     rich_markup_mode=None,  # rich's help costs 70 ms before its first character
     pretty_exceptions_enable=False,
     pretty_exceptions_show_locals=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"ciclient {version('ciworker')}")
+        raise typer.Exit
+
+
+Version = Annotated[
+    bool,
+    typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit."),
+]
 Server = Annotated[
     str | None, typer.Option("--server", metavar="URL", help="The worker; see `login`.")
 ]
@@ -97,8 +110,22 @@ def run(argv: list[str]) -> int:
 
 
 @app.callback()
-def everywhere(context: typer.Context, server: Server = None, token_file: TokenFile = None) -> None:
-    """Submit Python test suites to a ciworker and watch them run."""
+def everywhere(
+    context: typer.Context,
+    server: Server = None,
+    token_file: TokenFile = None,
+    version: Version = False,
+) -> None:
+    """Submit Python test suites to a ciworker and watch them run.
+
+    Which worker, and with which token: as the options say; else these variables; else what `login`
+    stored; else the worker of this machine, with its own admin token.
+
+    \b
+      CICLIENT_SERVER      the worker's URL
+      CICLIENT_TOKEN       the token to use
+      CICLIENT_TOKEN_FILE  a file that holds it, read where CICLIENT_TOKEN is not set
+    """
     given = {"server": server, "token_file": token_file}
     known = {name: value for name, value in given.items() if value is not None}
     if context.invoked_subcommand is not None:
@@ -134,7 +161,15 @@ def submit(
 ) -> None:
     """Submit a folder, or a repository's URL, and follow the job.
 
-    What stands after -- replaces the job file's `run`: ciclient submit . -- pytest -x
+    Packed is what git lists, as it is on disk; outside git, all that `.gitignore` does not name.
+    A `.ciignore` file, written like a `.gitignore`, leaves out more.
+
+    What stands after -- replaces the job file's `run`. Each of these words is one argument, with
+    no shell to read it: shell syntax needs one, as in the second line.
+
+    \b
+      ciclient submit . -- pytest -x
+      ciclient submit . -- sh -c 'make && pytest'
 
     Exit codes: 0 passed, 1 completed without success, 3 no verdict, 4 cancelled.
     """
@@ -209,8 +244,7 @@ def wait(
     from ciclient.report import FAILURES, exit_code, last_lines, next_steps, verdict
 
     terminal = Terminal()
-    seconds = None if timeout is None else options.duration(timeout)
-    with time_limit(seconds), _connection(terminal, server, token_file) as api:
+    with time_limit(timeout), _connection(terminal, server, token_file) as api:
         found = find_job(api, job)
         with detachable(found.id):
             ended = _waited(terminal, api, found, from_beginning=from_beginning, raw=raw)

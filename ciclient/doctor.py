@@ -25,7 +25,6 @@ _MEND_UNREACHABLE = {
     "dns": "correct the host's name: --server, CICLIENT_SERVER or `ciclient login URL`",
     "refused": "start the worker there (`ciworker serve`), or correct the port",
     "timeout": "see that the machine is up and no firewall drops the port",
-    "tls": "give the server a certificate this machine trusts (SSL_CERT_FILE adds a CA)",
     "lost": "see what listens there: it took the connection and did not answer",
 }
 
@@ -68,7 +67,8 @@ def _answers(access: Access) -> Iterator[Check]:
         try:
             alive = api.probe("/healthz")
         except Unreachable as error:
-            yield Check("reachable", "failed", str(error), _MEND_UNREACHABLE[error.cause])
+            mend = error.mend or _MEND_UNREACHABLE[error.cause]
+            yield Check("reachable", "failed", error.sentence, mend)
             for name in ("ready", "token", "clock"):
                 yield Check(name, "skipped", "the server can't be reached")
             return

@@ -35,11 +35,16 @@ class TryAgain(ClientError):
 
 
 class Unreachable(TryAgain):
-    """Nobody answered. `cause` is one of dns, refused, timeout, tls, lost."""
+    """Nobody answered. `cause` is one of dns, refused, timeout, scheme, tls, lost.
 
-    def __init__(self, cause: str, sentence: str) -> None:
-        super().__init__(sentence)
+    `sentence` says what is wrong; `mend`, which is None where it hangs on more, what to do.
+    """
+
+    def __init__(self, cause: str, sentence: str, mend: str | None = None) -> None:
+        super().__init__(sentence if mend is None else f"{sentence}: {mend}")
         self.cause = cause
+        self.sentence = sentence
+        self.mend = mend
 
 
 class Unavailable(TryAgain):

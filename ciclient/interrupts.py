@@ -9,6 +9,7 @@ from typing import Never
 
 from ciclient import echo
 from ciclient.errors import Detached, WaitTimeout
+from ciclient.options import duration
 from ciclient.report import come_back
 
 INTERRUPTED = 130
@@ -74,15 +75,17 @@ def tidying(
 
 
 @contextmanager
-def time_limit(seconds: float | None) -> Iterator[None]:
-    """Raises WaitTimeout in whatever blocks when the time is over."""
-    if seconds is None:
+def time_limit(timeout: str | None) -> Iterator[None]:
+    """Raises WaitTimeout in whatever blocks when the time, such as `10m`, is over."""
+    if timeout is None:
         yield
         return
 
     def over(signum: int, frame: FrameType | None) -> Never:
-        raise WaitTimeout(f"not ended after {seconds:g} s; the job runs on")
+        raise WaitTimeout(f"not ended after {written}; the job runs on")
 
+    seconds = duration(timeout)
+    written = f"{timeout}s" if timeout.isdecimal() else timeout
     before = signal.signal(signal.SIGALRM, over)
     signal.setitimer(signal.ITIMER_REAL, seconds)
     try:

@@ -75,7 +75,9 @@ def find_named(api: "Api", word: str) -> Job:
         return api.job(wanted)
     except Refused as error:
         if error.status == 404:
-            raise Usage(f"there is no job {wanted} on {api.access.server}: {error}") from error
+            raise Usage(
+                f"there is no job {wanted} on {api.access.server}: see `ciclient list`"
+            ) from error
         raise
 
 

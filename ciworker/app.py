@@ -41,6 +41,7 @@ from ciworker.engine.disks import Disks
 from ciworker.engine.docker import DockerEngine
 from ciworker.engine.events import EventWatch
 from ciworker.engine.sandbox import write_hosts
+from ciworker.errors import Expired
 from ciworker.feed.feed import Feed, Signal
 from ciworker.memory import give_back_periodically
 from ciworker.metrics import EngineMetrics, Metrics
@@ -96,7 +97,6 @@ def serve(settings: Settings) -> None:
     configure(settings.log_format)
     check_rules(settings)
     _raise_file_limit()
-    os.umask(0o077)  # what jobs print and are given is nobody else's on this machine
     secrets = Secrets(settings.secrets_file)
     _make_data_folder(settings)
     context = tls(settings)
@@ -275,10 +275,14 @@ class Worker:
     async def _run(self, database: Database, engine: DockerEngine, instance: str) -> None:
         secret = self._secrets.text
         webhooks, statuses = Webhooks(self._settings, secret), Statuses(self._settings, secret)
+
+        def hurry() -> None:
+            deliverer.hurry()  # it is made below, from the store
+
         store = _store(
             database,
             lambda job, at: [*webhooks.tell(job, at), *statuses.tell(job, at)],
-            hurry=lambda: deliverer.hurry(),  # noqa: PLW0108 # made below, from the store
+            hurry=hurry,
         )
         first = await _first_token(self._settings, store.tokens)
         await _remove_unowned_spool_files(self._settings, store.jobs)
@@ -415,13 +419,14 @@ def _at_port(settings: Settings, port: int) -> Settings:
 def _make_data_folder(settings: Settings) -> None:
     try:
         settings.spool.mkdir(parents=True, exist_ok=True)
+        for file in settings.data_dir.glob(f"{settings.database.name}*"):
+            file.chmod(0o600)  # restored, or made by an earlier version
         if not os.access(settings.spool, os.W_OK | os.X_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     except OSError as error:
         raise OSError(
-            error.errno,
             f"{settings.data_dir} cannot be written ({error.strerror}): make it writable for "
-            f"user {os.getuid()}, or choose another data_dir",
+            f"user {os.getuid()}, or choose another data_dir"
         ) from error
 
 
@@ -432,10 +437,16 @@ def _raise_file_limit() -> None:
 
 
 async def _first_token(settings: Settings, tokens: Tokens) -> Token | None:
-    """At the first start: a token for whoever may read the data folder."""
-    token = next((token for token in await tokens.list() if token.name == FIRST_TOKEN), None)
-    temporary = settings.admin_token.with_suffix(".new")
-    if settings.admin_token.exists() or (token and not temporary.exists()):
+    """A token for whoever may read the data folder, where its file has none that this store takes.
+
+    So nobody who has the folder is locked out: not by a backup that is restored without the file,
+    nor by a token that was revoked.
+
+    Returns:
+        It, at the first start alone.
+    """
+    path, temporary = settings.admin_token, settings.admin_token.with_suffix(".new")
+    if await _opens(tokens, path):
         return None
 
     def publish(text: str) -> None:
@@ -445,13 +456,25 @@ async def _first_token(settings: Settings, tokens: Tokens) -> Token | None:
             file.flush()
             os.fsync(file.fileno())
 
-    if token is None:  # else a crash came between the commit and the new name
+    token = next((token for token in await tokens.list() if token.name == FIRST_TOKEN), None)
+    is_first = token is None
+    if token is None or not await _opens(tokens, temporary):
         now = CLOCK.now()
         deed = Deed(now, Action.CREATE_TOKEN, by="ciworker", address="local", detail=FIRST_TOKEN)
         token, _ = await tokens.create(FIRST_TOKEN, Role.ADMIN, now, deed=deed, publish=publish)
-    temporary.rename(settings.admin_token)
-    logger().info("first start: the admin token is stored", file=str(settings.admin_token))
-    return token
+    temporary.rename(path)  # after a crash between the commit and this, at the next start
+    logger().info("the admin token is stored", file=str(path))
+    return token if is_first else None
+
+
+async def _opens(tokens: Tokens, path: Path) -> bool:
+    """Whether the file's text is an admin's token."""
+    try:
+        text = await asyncio.to_thread(path.read_text)
+        token = await tokens.check(text.strip(), CLOCK.now())
+    except (FileNotFoundError, UnicodeDecodeError, Expired):
+        return False
+    return token is not None and token.role is Role.ADMIN
 
 
 def _show_first_link(context: Context, token: Token) -> None:

@@ -51,6 +51,10 @@ UNIX = "unix:"
 _LONGEST_SOCKET = 107  # bytes of a path, as Linux has it (unix(7))
 _URL = TypeAdapter(HttpUrl)
 _PLACE = re.compile(r"(?:\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::[0-9]{1,5})?|[0-9a-f:.]+", re.ASCII)
+_LABEL = r"^[a-z0-9-]+$"
+_DOTTED = r"^[a-z0-9.-]*$"
+_NAME = r"^[A-Za-z_][A-Za-z0-9_]*$"
+_USERNAME = r"^[A-Za-z0-9_.@+-]+$"
 _HOST_KEY = re.compile(r"(?:\S+ +)?((?:ssh|ecdsa|sk)-\S+ +[A-Za-z0-9+/]+=*)(?: .*)?", re.ASCII)
 
 
@@ -204,7 +208,7 @@ class PoolEntry(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    name: str = Field(pattern=r"^[a-z0-9-]+$", max_length=32)
+    name: str = Field(pattern=_LABEL, max_length=32)
     image: str = Field("", description="`default_image` where empty")
     environments: bool = Field(False, description="instead of an image: those used last")
     network: bool = False
@@ -236,13 +240,13 @@ class GitHost(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    token: str | None = Field(None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
-    username: str = Field("x-access-token", pattern=r"^[A-Za-z0-9_.@+-]+$")
+    token: str | None = Field(None, pattern=_NAME)
+    username: str = Field("x-access-token", pattern=_USERNAME)
     ssh: bool = False
     known_hosts: tuple[Annotated[str, AfterValidator(_host_key)], ...] = ()
     forge: ForgeName | None = None
     api: Annotated[str | None, AfterValidator(_address)] = None
-    status_token: str | None = Field(None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
+    status_token: str | None = Field(None, pattern=_NAME)
     ca_file: Annotated[Path | None, AfterValidator(lambda path: path and _absolute(path))] = None
 
     @model_validator(mode="after")
@@ -271,7 +275,7 @@ class WebhookEntry(BaseModel):
 
     url: SecretStr
     secret: SecretStr
-    name: str = Field("", pattern=r"^[a-z0-9.-]*$", max_length=64)
+    name: str = Field("", pattern=_DOTTED, max_length=64)
     events: tuple[WebhookEvent, ...] = Field(
         ("job.completed", "job.cancelled", "job.failed"), min_length=1
     )
@@ -311,12 +315,12 @@ class HookRule(BaseModel):
 
     forge: ForgeName
     repository: str = Field(min_length=1)
-    secret: str = Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
+    secret: str = Field(pattern=_NAME)
     events: tuple[Literal["push", "pull_request"], ...] = Field(
         ("push", "pull_request"), min_length=1
     )
     project: str | None = None
-    secrets: tuple[Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")], ...] = ()
+    secrets: tuple[Annotated[str, Field(pattern=_NAME)], ...] = ()
     forks: bool = False
 
 
@@ -325,7 +329,7 @@ class SecretName(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    name: str = Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", max_length=200)
+    name: str = Field(pattern=_NAME, max_length=200)
     sources: tuple[Literal["upload", "git"], ...] = ("upload", "git")
     roles: tuple[Literal["submit", "admin"], ...] = ("submit", "admin")
     setup: bool = False
@@ -644,10 +648,60 @@ _ENTRIES: Mapping[str, type[BaseModel]] = {
 }
 
 
+_PATTERNS = {
+    _LABEL: "small letters, digits and -",
+    _DOTTED: "small letters, digits, . and -",
+    _NAME: "letters, digits and _, with no digit first",
+    _USERNAME: "letters, digits and _.@+-",
+}
+_WHOLE = "a whole number"
+_NUMBER = "a number"
+_FLAG = "true or false"
+_TEXT = "text"
+_TABLE = "a table"
+_LIST = "a list"
+
+# By pydantic's type of error, with what its context has: https://docs.pydantic.dev/latest/errors/
+_HAS_TO_BE = {
+    "int_parsing": _WHOLE,
+    "int_type": _WHOLE,
+    "int_from_float": _WHOLE,
+    "float_parsing": _NUMBER,
+    "float_type": _NUMBER,
+    "bool_parsing": _FLAG,
+    "bool_type": _FLAG,
+    "string_type": _TEXT,
+    "path_type": "a path",
+    "dict_type": _TABLE,
+    "model_type": _TABLE,
+    "model_attributes_type": _TABLE,
+    "tuple_type": _LIST,
+    "greater_than": "more than {gt:g}",
+    "greater_than_equal": "at least {ge}",
+    "less_than_equal": "at most {le:.0f}",
+    "literal_error": "{expected}",
+    "string_pattern_mismatch": "made of {pattern}",
+    "string_too_long": "at most {max_length} characters long",
+    "string_too_short": "{min_length} or more characters long",
+    "too_short": "a list of {min_length} or more entries",
+}
+
+
+def _plainly(item: Any) -> str:
+    if item["type"] == "missing":
+        return "is missing: add it"
+    if form := _HAS_TO_BE.get(item["type"]):
+        told = dict(item.get("ctx", {}))
+        if pattern := told.get("pattern"):
+            told["pattern"] = _PATTERNS[pattern]
+        return "has to be " + form.format_map(told)
+    return str(item["msg"]).removeprefix("Value error, ")
+
+
 def _sentence(item: Any) -> str:  # pydantic's ErrorDetails, a TypedDict of its core
     name = ".".join(str(part) for part in item["loc"])
     if item["type"] == "extra_forbidden":
         known = _ENTRIES[item["loc"][0]] if len(item["loc"]) > 1 else Settings
         return f"unknown setting {name}{_nearest(str(item['loc'][-1]), list(known.model_fields))}"
-    message = item["msg"].removeprefix("Value error, ")
+    message = _plainly(item)
     return f"setting {name}: {message}" if name else message

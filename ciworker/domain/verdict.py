@@ -7,6 +7,7 @@ from datetime import timedelta
 
 from ciworker.domain.container import Container
 from ciworker.domain.job import Job, Kind, Reason
+from ciworker.units import format_duration
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,9 +112,13 @@ def _stop_sentence(job: Job) -> str:
         case Reason.CANCELLED:
             return f"cancelled by {job.stop.by or 'the operator'}"
         case Reason.TIMED_OUT if job.kind is Kind.SETUP:
-            return f"still running after setup_timeout, {job.spec.timeout:g} s: stopped"
+            return (
+                f"still running after setup_timeout, {format_duration(job.spec.timeout)}: stopped"
+            )
         case Reason.TIMED_OUT:
-            return f"still running after its timeout of {job.spec.timeout:g} s: stopped"
+            return (
+                f"still running after its timeout of {format_duration(job.spec.timeout)}: stopped"
+            )
         case Reason.NO_OUTPUT:
             return "printed nothing for longer than no_output_timeout allows: stopped"
         case Reason.LOG_LIMIT:

@@ -75,9 +75,10 @@ async def _addresses(remote: Remote, allowed: Sequence[Network]) -> Sequence[str
     addresses = list(dict.fromkeys(str(sockaddr[0]) for *_, sockaddr in found))
     good = [address for address in addresses if is_allowed(address, allowed)]
     if not good:
+        found_at = "" if addresses == [remote.host] else f"{', '.join(addresses)}, which is "
         raise SourceFailed(
-            f"{remote.host} is {', '.join(addresses)}, which is no public address: an operator "
-            "may allow it in git_allowed_addresses"
+            f"{remote.host} is {found_at}no public address: an operator may allow it in "
+            "git_allowed_addresses"
         )
     return good
 

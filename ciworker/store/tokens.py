@@ -110,9 +110,8 @@ class Tokens:
         """
         if not text.isascii():
             return None
-        prefix, _, rest = text.partition("_")
-        token_id, _, secret = rest.partition("_")
-        if prefix != _PREFIX or not secret:
+        token_id, secret = _parts(text)
+        if not secret:
             return None
         row = await self._database.first(select(TokenRow).where(col(TokenRow.id) == token_id))
         if row is None or row.revoked_at is not None:
@@ -157,6 +156,18 @@ class Tokens:
                 await session.exec(by_id.values(last_used_at=at))
 
         await self._database.write(work, durable=False)
+
+
+def id_of(text: str) -> str:
+    """The id in a token's text; empty where it is no token's."""
+    return _parts(text)[0]
+
+
+def _parts(text: str) -> tuple[str, str]:
+    """Id and secret; both empty where the text is no token's."""
+    prefix, _, rest = text.partition("_")
+    token_id, _, secret = rest.partition("_")
+    return (token_id, secret) if prefix == _PREFIX else ("", "")
 
 
 def digest(secret: str) -> bytes:

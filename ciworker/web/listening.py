@@ -46,10 +46,15 @@ def _on_port(settings: Settings) -> socket.socket:
         listener.bind((settings.host, settings.port))
     except OSError as error:
         listener.close()
-        raise OSError(
-            error.errno, f"cannot listen on {settings.host}:{settings.port}: {error.strerror}"
-        ) from error
+        where = f"{settings.host}:{settings.port}"
+        raise OSError(f"cannot listen on {where}: {_why_no_port(error)}") from error
     return listener
+
+
+def _why_no_port(error: OSError) -> str:
+    if error.errno == errno.EADDRINUSE:
+        return "another program has this port: stop it, or set `port`"
+    return f"{error.strerror}: set `host` or `port`"
 
 
 def _on_path(path: Path) -> socket.socket:
@@ -62,9 +67,8 @@ def _on_path(path: Path) -> socket.socket:
     except OSError as error:
         listener.close()
         raise OSError(
-            error.errno,
             f"cannot listen on {path}: {error.strerror}; make its folder, writable for user "
-            f"{os.getuid()}",
+            f"{os.getuid()}"
         ) from error
     finally:
         os.umask(mask)

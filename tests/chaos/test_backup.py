@@ -100,17 +100,7 @@ async def open_as_a_store(worker: Worker, copy: Path, jobs: list[str]) -> None:
     """Another worker takes it up: it has no workspaces and no containers."""
     worker.data_dir.mkdir()
     copy.rename(worker.data_dir / "ciworker.db")
-    (worker.data_dir / "admin.token").write_text(await new_token(worker))
     await worker.start()
     for job in jobs:
         ended = await worker.wait(job)
         assert ended["reason"] in ("passed", "container_lost", "workspace_invalid"), ended
-
-
-async def new_token(worker: Worker) -> str:
-    """The restored store knows the first one's digest alone, so the operator makes another."""
-    code, out, said = await command(
-        "ciworker", "token", "create", "restored", "--role", "admin", env=worker.environment
-    )
-    assert code == 0, said
-    return out.decode().strip()

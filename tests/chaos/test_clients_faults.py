@@ -40,8 +40,12 @@ class LosingReplies:
         self.port = 0
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            head = await reader.readuntil(b"\r\n\r\n")
+        except asyncio.IncompleteReadError:  # the client looks whether TLS is spoken here
+            writer.close()
+            return
         upstream = await asyncio.open_connection("127.0.0.1", self._worker.port)
-        head = await reader.readuntil(b"\r\n\r\n")
         requests = asyncio.create_task(passed_on(head, reader, upstream[1], self._worker.port))
         answer = await upstream[0].read(2**16)
         if head.startswith(b"POST /api/v1/jobs ") and self.lost < self._faults:

@@ -427,6 +427,33 @@ async def test_a_token_opens_what_its_role_says_until_it_is_revoked(commands: Co
     assert "revoked" in revoked.said
 
 
+async def test_who_revokes_the_machine_s_own_token_is_told_the_way_back(
+    image: str, tmp_path: Path
+) -> None:
+    worker = Worker(tmp_path / "worker", {"default_image": image})
+    try:
+        await way_back(Commands(worker, tmp_path))
+    finally:
+        await worker.destroy()
+
+
+async def way_back(commands: Commands) -> None:
+    await commands.worker.start()
+    made = await commands.operator("token", "create", "other")
+    (own, other) = json.loads((await commands.operator("token", "list", "--json")).out)
+    assert other["id"] in made.line
+    assert "warning" not in (await commands.operator("token", "revoke", other["id"])).said
+    revoked = await commands.operator("token", "revoke", own["id"])
+    assert revoked.code == 0
+    told = f"warning: it is the token in {commands.worker.data_dir}/admin.token, "
+    assert told in revoked.said
+    assert "restart the worker" in revoked.said
+    assert (await commands.operator("token", "list")).code != 0
+    await commands.worker.stop()
+    await commands.worker.start()
+    assert (await commands.operator("token", "list")).code == 0
+
+
 async def test_tokens_of_a_stopped_worker_are_kept_in_its_store(image: str, tmp_path: Path) -> None:
     worker = Worker(tmp_path / "worker", {"default_image": image})
     try:
@@ -471,7 +498,9 @@ async def test_serve_says_who_holds_its_store(commands: Commands) -> None:
     assert commands.worker.url in done.said
 
 
-async def test_resync_without_a_worker_exits_3(commands: Commands) -> None:
-    done = await commands.operator("resync", CIWORKER_PORT=str(free_port()))
+async def test_resync_without_a_worker_exits_3(commands: Commands, tmp_path: Path) -> None:
+    nobody = {"CIWORKER_PORT": str(free_port()), "CIWORKER_DATA_DIR": str(tmp_path)}
+    (tmp_path / "admin.token").write_text("ciw_0123456789ab_secret\n")
+    done = await commands.operator("resync", **nobody)
     assert (done.code, done.out) == (3, b"")
     assert "ciworker serve" in done.said

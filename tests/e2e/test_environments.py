@@ -687,7 +687,7 @@ async def test_a_setup_that_hangs_is_stopped_and_told_so(image: str, tmp_path: P
         for job in [await worker.wait(job) for job in jobs]:
             assert job["reason"] == "setup_failed"
             assert job["message"].startswith(
-                "its setup failed: still running after setup_timeout, 2 s: stopped: "
+                "its setup failed: still running after setup_timeout, 2s: stopped: "
             )
             assert job["message"].endswith("boiling")
         await worker.nothing_left()

@@ -6,7 +6,8 @@ import time
 
 import pytest
 
-from tests.driver import Worker, docker, touch
+from tests.conftest import WorkerFactory
+from tests.driver import Worker, command, docker, free_port, touch
 
 
 async def test_a_suite_passes_and_nothing_is_left_in_docker(worker: Worker) -> None:
@@ -156,6 +157,59 @@ async def test_a_first_start_that_broke_off_before_the_token_had_its_name_is_fin
     token.rename(token.with_suffix(".new"))
     await worker.start()
     assert (await worker.call("GET", "/jobs"))[0] == 200
+
+
+@pytest.mark.parametrize("how", ["revoked", "lost", "another store's", "expired", "a reader's"])
+async def test_whoever_has_the_data_folder_gets_in_again_at_the_next_start(
+    worker: Worker, how: str
+) -> None:
+    token, before = worker.data_dir / "admin.token", worker.token
+    if how == "revoked":
+        assert (await worker.call("DELETE", f"/tokens/{before.split('_')[1]}"))[0] == 204
+    elif how == "lost":
+        token.unlink()
+    elif how == "another store's":
+        token.write_text("ciw_0123456789ab_secret\n")
+    else:
+        wanted = {"name": "short", "role": "read" if how == "a reader's" else "admin"}
+        lasting = {"expires_in": 1} if how == "expired" else {}
+        _, made = await worker.call("POST", "/tokens", json=wanted | lasting)
+        token.write_text(made["token"])
+        await asyncio.sleep(1.1 if how == "expired" else 0)
+    await worker.stop()
+    await worker.start()
+    assert worker.token != before
+    assert (await worker.call("POST", "/resync"))[0] == 200
+    assert token.stat().st_mode & 0o777 == 0o600
+    now = worker.token
+    await worker.stop()
+    await worker.start()
+    assert worker.token == now
+
+
+async def test_nobody_else_can_read_the_store_whoever_made_or_restored_it(
+    new_worker: WorkerFactory,
+) -> None:
+    worker = new_worker()
+    worker.data_dir.mkdir()
+    path = worker.data_dir / "ciworker.db"
+    code, _, said = await command("ciworker", "token", "create", "tea", env=worker.environment)
+    assert (code, path.stat().st_mode & 0o777) == (0, 0o600), said
+    path.chmod(0o644)
+    await worker.start()
+    modes = {file.stat().st_mode & 0o777 for file in worker.data_dir.glob("ciworker.db*")}
+    assert modes == {0o600}
+
+
+async def test_where_another_port_is_asked_than_the_worker_s_it_is_told_who_has_the_folder(
+    worker: Worker,
+) -> None:
+    elsewhere = worker.environment | {"CIWORKER_PORT": str(free_port())}
+    code, _, said = await command("ciworker", "token", "list", env=elsewhere)
+    text = " ".join(said.decode().split())
+    assert code == 3
+    assert f"but the worker on {worker.url} (process " in text
+    assert "--config" in text
 
 
 async def test_a_failed_job_explains_itself_wherever_it_is_told(worker: Worker) -> None:

@@ -508,5 +508,14 @@ async def test_a_second_worker_on_the_same_port_says_so(worker: Worker, tmp_path
     environment = worker.environment | {"CIWORKER_DATA_DIR": str(tmp_path / "other")}
     code, _, err = await command("ciworker", "serve", env=environment)
     assert code == 2
-    assert f"cannot listen on 127.0.0.1:{worker.port}: Address already in use" in err.decode()
+    assert err.decode().endswith(
+        f"ciworker: cannot listen on 127.0.0.1:{worker.port}: another program has this port: "
+        "stop it, or set `port`\n"
+    )
+    code, _, err = await command(
+        "ciworker", "serve", env=environment | {"CIWORKER_HOST": "192.0.2.1"}
+    )
+    assert code == 2
+    assert err.decode().endswith(": Cannot assign requested address: set `host` or `port`\n")
+    assert b"Errno" not in err
     assert "Traceback" not in err.decode()

@@ -242,7 +242,7 @@ async def test_what_is_no_socket_is_left_alone(on_socket: OnSocket, kind: str) -
 async def test_a_socket_in_a_folder_that_is_not_there_is_told(on_socket: OnSocket) -> None:
     on_socket.set(host=f"unix:{on_socket.path.parent}/nowhere/x.sock")
     code, _, err = await command("ciworker", "serve", env=on_socket.environment)
-    assert (code, b"make its folder" in err) == (2, True), err
+    assert (code, b"make its folder" in err, b"Errno" in err) == (2, True, False), err
     code, out, _ = await command("ciworker", "doctor", "--json", env=on_socket.environment)
     (port,) = [each for each in json.loads(out) if each["check"] == "port"]
     assert (port["ok"], port["mend"].startswith("mkdir -p ")) == (False, True)
@@ -261,7 +261,28 @@ async def test_client_and_operator_talk_tls(over_tls: OverTls) -> None:
     code, out, _ = await command("ciworker", "doctor", "--json", env=env)
     assert {each["check"]: each["ok"] for each in json.loads(out)}["worker"]
     code, _, err = await command("ciclient", "list", env=over_tls.client_environment)
-    assert (code, b"no trusted TLS connection" in err) == (5, True), err
+    assert (code, b"is not trusted here: name the file of its CA" in err) == (5, True), err
+
+
+async def test_who_asks_a_tls_port_without_tls_is_told_the_scheme(over_tls: OverTls) -> None:
+    await over_tls.start()
+    server = over_tls.url.replace("https", "http")
+    env = trusting(over_tls, over_tls.made) | {"CICLIENT_SERVER": server}
+    for words in (["list"], ["submit", "--detach"]):
+        code, _, err = await command("ciclient", *words, env=env)
+        said = f"error: {server} seems to speak TLS there: try {over_tls.url}\n"
+        assert (code, err.decode().endswith(said)) == (5, True), err
+
+
+async def test_a_name_that_is_not_in_the_certificate_is_told(over_tls: OverTls) -> None:
+    await over_tls.start()
+    server = f"https://127.1:{over_tls.port}"  # the same address, spelled otherwise
+    env = trusting(over_tls, over_tls.made) | {"CICLIENT_SERVER": server}
+    code, _, err = await command("ciclient", "list", env=env)
+    assert code == 5
+    assert f"the certificate of {server} is refused (Hostname mismatch" in err.decode()
+    assert "name the server as its certificate does" in err.decode()
+    assert "_ssl.c" not in err.decode()
 
 
 async def test_over_tls_the_session_is_for_tls_alone(over_tls: OverTls) -> None:

@@ -200,6 +200,52 @@ def test_a_port_that_is_taken_is_said_with_the_way_around_it(first: Run, clone: 
     )
 
 
+@pytest.mark.slow
+def test_the_line_that_it_prints_makes_the_commands_work_from_any_folder(
+    clone: Clone, tmp_path: Path
+) -> None:
+    run = clone.quickstart()
+    (line,) = [text.strip() for _, text in run.lines if text.strip().startswith("export ")]
+    commands = "ciclient list --json && ciworker token list --json && ciworker pool status"
+    done = subprocess.run(
+        ["bash", "-euc", f"{line}; {commands}; echo $CIWORKER_DEFAULT_IMAGE"],
+        cwd=tmp_path, env=clone.environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1].startswith("ciworker-base:")
+
+
+@pytest.fixture
+def bare(tmp_path: Path) -> Path:
+    """A folder that holds the quickstart alone, of which it can start nothing."""
+    (tmp_path / "scripts").mkdir()
+    shutil.copy2(ROOT / "scripts/quickstart", tmp_path / "scripts")
+    return tmp_path
+
+
+@pytest.mark.parametrize("word", ["-h", "--help"])
+def test_help_is_printed_and_nothing_is_started(bare: Path, word: str) -> None:
+    done = subprocess.run(
+        [bare / "scripts/quickstart", word], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "quickstart stop: ends that worker." in done.stdout
+    assert "set -" not in done.stdout
+    assert list(bare.iterdir()) == [bare / "scripts"]
+
+
+@pytest.mark.parametrize("words", [["--hlep"], ["start"], ["stop", "now"]])
+def test_an_argument_that_is_none_is_refused_before_anything_is_done(
+    bare: Path, words: list[str]
+) -> None:
+    done = subprocess.run(
+        [bare / "scripts/quickstart", *words], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"quickstart: unknown argument: {' '.join(words)}\n")
+    assert list(bare.iterdir()) == [bare / "scripts"]
+
+
 # the engine, for somebody who has none
 
 

@@ -9,6 +9,7 @@ import sys
 import tarfile
 import threading
 from datetime import UTC, datetime, timedelta
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -201,6 +202,12 @@ def test_a_busy_server_tells_when_to_come_back(
     result = ciclient("submit")
     assert result.code == 5
     assert f"too many submits (try again in {told} s)" in result.err
+
+
+def test_a_wait_that_the_problem_tells_is_told_once(worker: FakeWorker, ciclient: Ciclient) -> None:
+    detail = "too many submits: try again in 12 s"
+    worker.refusals["/api/v1/jobs"] = [(429, detail, {"Retry-After": "12"})]
+    assert ciclient("list").err.endswith(f"error: {detail}\n")
 
 
 @pytest.mark.parametrize("reads_the_rest", [True, False])
@@ -433,11 +440,14 @@ def test_lines_missing_in_the_store_are_told(worker: FakeWorker, ciclient: Cicli
     assert "lines 2 to 2 are not in the stored log" in result.err
 
 
-def test_a_wait_that_takes_too_long_exits_124(worker: FakeWorker, ciclient: Ciclient) -> None:
+@pytest.mark.parametrize("limit", ["1", "1s"])
+def test_a_wait_that_takes_too_long_exits_124(
+    worker: FakeWorker, ciclient: Ciclient, limit: str
+) -> None:
     job_id = worker.add_job(status="running")
-    result = ciclient("wait", job_id, "--timeout", "1")
+    result = ciclient("wait", job_id, "--timeout", limit)
     assert (result.code, result.out) == (124, "")
-    assert "not ended after 1 s" in result.err
+    assert "not ended after 1s;" in result.err
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("90", 90), ("90s", 90), ("10m", 600), ("2h", 7200)])
@@ -494,7 +504,8 @@ def test_an_ambiguous_prefix_exits_2_and_lists_the_matches(
 @pytest.mark.parametrize(
     ("job", "sentence"),
     [
-        (ulid(9), "there is no job"),
+        (ulid(9), f"there is no job {ulid(9)} on http://127.0.0.1:"),
+        (ulid(9), ": see `ciclient list`\n"),
         ("01K5TESTZ", "no job's id begins with 01K5TESTZ"),
         ("01K5", "at least the first 6"),
         ("../../etc", "is no job id"),
@@ -509,6 +520,7 @@ def test_an_unknown_job_exits_2(
     result = ciclient(command, job)
     assert (result.code, result.out) == (2, "")
     assert sentence in result.err
+    assert result.err.count("there is no job") < 2
 
 
 def test_a_job_is_read_from_stdin(
@@ -656,7 +668,8 @@ def test_without_a_token_the_next_command_is_named(
     worker: FakeWorker, ciclient: Ciclient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("CICLIENT_TOKEN")
-    assert f"ciclient login {worker.url}" in ciclient("list").err
+    told = f"error: no token was found; run: ciclient login {worker.url}\n"
+    assert ciclient("list").err.endswith(told)
 
 
 def test_options_of_the_server_stand_before_or_after_the_command(
@@ -719,11 +732,30 @@ def test_what_is_no_command_exits_2(ciclient: Ciclient) -> None:
     assert ciclient("list", "--limit", "0").code == 2
 
 
-def test_help_of_every_command_tells_its_options(ciclient: Ciclient) -> None:
+@pytest.mark.parametrize("word", ["-h", "--help"])
+def test_help_of_every_command_tells_its_options(ciclient: Ciclient, word: str) -> None:
     for command in ("submit", "follow", "wait", "logs", "list", "show", "cancel", "doctor"):
-        result = ciclient(command, "--help")
+        result = ciclient(command, word)
         assert result.code == 0
         assert "--server" in result.out
+
+
+def test_help_tells_the_variables(ciclient: Ciclient) -> None:
+    result = ciclient("-h")
+    assert result.code == 0
+    told = {line.split()[0] for line in result.out.splitlines() if line.startswith("    CICLIENT_")}
+    assert told == {"CICLIENT_SERVER", "CICLIENT_TOKEN", "CICLIENT_TOKEN_FILE"}
+
+
+def test_help_of_submit_tells_what_is_packed_and_how_a_command_is_read(ciclient: Ciclient) -> None:
+    told = " ".join(ciclient("submit", "--help").out.split())
+    assert "A `.ciignore` file" in told
+    assert "ciclient submit . -- sh -c 'make && pytest'" in told
+
+
+def test_the_version_is_the_package_s(ciclient: Ciclient) -> None:
+    result = ciclient("--version")
+    assert (result.code, result.out) == (0, f"ciclient {version('ciworker')}\n")
 
 
 def test_a_job_that_is_not_the_contract_s_is_an_error(

@@ -43,9 +43,13 @@ def test_a_stopped_server_is_told_from_an_unknown_host(ciclient: Ciclient) -> No
     assert "correct the host's name" in unknown["reachable"]["mend"]
 
 
-def test_plain_http_behind_https_is_a_matter_of_tls(worker: FakeWorker, ciclient: Ciclient) -> None:
-    found = checks(ciclient, "--server", worker.url.replace("http", "https"))
-    assert "TLS" in found["reachable"]["detail"]
+def test_plain_http_behind_https_is_told_with_the_other_scheme(
+    worker: FakeWorker, ciclient: Ciclient
+) -> None:
+    server = worker.url.replace("http", "https")
+    found = checks(ciclient, "--server", server)["reachable"]
+    assert found["detail"] == f"{server} seems to speak plain HTTP there"
+    assert found["mend"] == f"try {worker.url}"
 
 
 def test_a_forbidden_host_name_is_told(worker: FakeWorker, ciclient: Ciclient) -> None:

@@ -233,7 +233,7 @@ async def test_a_fetch_that_takes_too_long_is_ended(
     async with lab.life() as life:
         job = await life.ended(await submitted(life, git_job(lab, repo)))
         assert job.reason is Reason.SOURCE_FAILED
-        assert "more than 0.01 s (git_timeout)" in (job.message or "")
+        assert "more than 0.01s (git_timeout)" in (job.message or "")
         assert (await text(life, job.id)).endswith(f"ciworker: {job.message}\n::endgroup::\n")
         assert not lab.settings.spool_file(job.id).exists()
 

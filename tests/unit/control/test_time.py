@@ -31,7 +31,7 @@ async def test_a_job_is_stopped_at_its_timeout_and_not_before(life: Life) -> Non
     life.controller.notify(job)
     ended = await life.ended(job)
     assert (ended.status, ended.reason) == (Status.COMPLETED, Reason.TIMED_OUT)
-    assert "timeout of 100 s" in (ended.message or "")
+    assert "timeout of 100s" in (ended.message or "")
 
 
 @pytest.mark.parametrize("step", [-HOUR, HOUR])

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ciworker.units import format_size, parse_duration, parse_size, plural
+from ciworker.units import format_duration, format_size, parse_duration, parse_size, plural
 
 
 @pytest.mark.parametrize(
@@ -46,6 +46,23 @@ def test_a_duration_is_read_in_seconds(written: object, seconds: float) -> None:
 def test_a_size_is_read_in_bytes_with_binary_units(written: object, size: int) -> None:
     assert parse_size(written) == size
     assert isinstance(parse_size(written), int)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "written"),
+    [
+        (0, "0s"),
+        (0.5, "0.5s"),
+        (90, "90s"),
+        (900.0, "15m"),
+        (7200, "2h"),
+        (7201, "7201s"),
+        (131_400_000, "36500h"),
+    ],
+)
+def test_a_duration_is_told_as_it_is_written(seconds: float, written: str) -> None:
+    assert format_duration(seconds) == written
+    assert parse_duration(written) == seconds
 
 
 NEITHER = [

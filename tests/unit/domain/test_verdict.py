@@ -93,7 +93,7 @@ def test_a_long_command_is_shortened_in_the_sentence() -> None:
     [
         (Reason.CANCELLED, "ann", "cancelled by ann"),
         (Reason.CANCELLED, None, "cancelled by the operator"),
-        (Reason.TIMED_OUT, None, "timeout of 90 s"),
+        (Reason.TIMED_OUT, None, "timeout of 90s"),
         (Reason.NO_OUTPUT, None, "no_output_timeout"),
         (Reason.LOG_LIMIT, None, "log_limit"),
         (Reason.TRANSFER_FAILED, None, "stopped: transfer_failed"),
