@@ -79,7 +79,7 @@ from ciworker.web.tokenuse import TokenUses
 
 CLOCK = SystemClock()
 IDLE_TIMEOUT = 60.0  # seconds a connection may take to bring a whole header, first or next
-SHUTDOWN_TIMEOUT = 1.0  # seconds for handlers to end, once their streams were told to
+SHUTDOWN_TIMEOUT = 0.5  # seconds, twice, for handlers to end, once their streams were told to
 FIRST_TOKEN = "first admin"  # noqa: S105 # its name
 DRAIN_TIMEOUT = 1.0  # seconds for what is known to be stored; of lines the engine has them too
 
