@@ -93,13 +93,17 @@ async def test_what_was_full_and_is_not_any_more_is_not_told(shared: Worker) -> 
     ("end", "timeout", "reason"),
     [("yes", "60s", "log_limit"), ("sleep 3600", "3s", "timed_out"), ("cat", "60s", "passed")],
 )
+@pytest.mark.asyncio(loop_scope="function")  # its worker's
 async def test_a_limit_is_told_beside_whatever_else_ended_the_job(
-    shared: Worker, end: str, timeout: str, reason: str
+    new_worker: WorkerFactory, end: str, timeout: str, reason: str
 ) -> None:
-    job = await shared.run(f"{FILL}; {end}", timeout=timeout)
+    """With the grace that is the default: a flood is before what is said of the limit."""
+    worker = new_worker(**BOUNDS | {"stop_grace": "10s"})
+    await worker.start()
+    job = await worker.run(f"{FILL}; {end}", timeout=timeout)
     assert job["reason"] == reason
-    assert job["message"].endswith(f"; {FULL}")
-    assert b"ciworker;" not in await shared.text(job["id"])
+    assert job["message"].endswith(f"; {FULL}"), job["message"]
+    assert b"ciworker;" not in await worker.text(job["id"])
 
 
 async def test_a_folder_that_nobody_may_write_to_is_not_full(shared: Worker) -> None:
