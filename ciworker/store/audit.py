@@ -10,8 +10,7 @@ from datetime import datetime
 from enum import StrEnum
 
 from sqlalchemy import insert, literal, tuple_
-from sqlmodel import col, select
-from sqlmodel.ext.asyncio.session import AsyncSession
+from sqlmodel import Session, col, select
 
 from ciworker.store.schema import AuditRow, table
 from ciworker.store.session import Database
@@ -67,10 +66,10 @@ class Recorded:
     deed: Deed
 
 
-async def write(session: AsyncSession, deed: Deed | None) -> None:
+def write(session: Session, deed: Deed | None) -> None:
     """Write it within a transaction, if there is one."""
     if deed is not None:
-        await (await session.connection()).execute(insert(_AUDIT), asdict(deed))
+        session.connection().execute(insert(_AUDIT), asdict(deed))
 
 
 class Audit:

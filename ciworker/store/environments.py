@@ -12,8 +12,7 @@ from typing import Any
 from sqlalchemy import Executable, Row, delete, update
 from sqlalchemy import select as sql_select
 from sqlalchemy.dialects.sqlite import insert
-from sqlmodel import col
-from sqlmodel.ext.asyncio.session import AsyncSession
+from sqlmodel import Session, col
 
 from ciworker.domain.environment import Environment, EnvironmentStatus
 from ciworker.store.kept import Kept
@@ -85,8 +84,8 @@ class Environments:
             .returning(*_ENVIRONMENTS.columns)
         )
 
-        async def work(session: AsyncSession) -> Environment | None:
-            row = (await (await session.connection()).execute(statement)).first()
+        def work(session: Session) -> Environment | None:
+            row = (session.connection().execute(statement)).first()
             return _environment(row) if row else None
 
         try:
@@ -115,8 +114,8 @@ class Environments:
         await self._write(key, statement)
 
     async def _write(self, key: str, statement: Executable) -> None:
-        async def work(session: AsyncSession) -> None:
-            await (await session.connection()).execute(statement)
+        def work(session: Session) -> None:
+            session.connection().execute(statement)
 
         try:
             await self._database.write(work)

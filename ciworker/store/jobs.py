@@ -4,7 +4,7 @@ Every change of a status is one transaction that checks what the caller believed
 the row, and writes its line of history; callers that lost a race get None and look again.
 """
 
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from typing import Any, TypeVar
@@ -12,10 +12,8 @@ from typing import Any, TypeVar
 import orjson
 from sqlalchemy import Row, and_, exists, func, insert, literal_column, or_, update
 from sqlalchemy import select as sql_select
-from sqlalchemy.orm import Session
 from sqlalchemy.sql.dml import ReturningUpdate
-from sqlmodel import col, select
-from sqlmodel.ext.asyncio.session import AsyncSession
+from sqlmodel import Session, col, select
 
 from ciworker.domain.environment import EnvironmentStatus
 from ciworker.domain.job import (
@@ -144,22 +142,22 @@ class Jobs:
 
         keys = [*([key] if key else []), *more_keys]
 
-        async def work(session: AsyncSession) -> Job:
+        def work(session: Session) -> Job:
             for one in keys:
-                earlier = await session.run_sync(_submitted, submitter, one, job.created_at)
+                earlier = _submitted(session, submitter, one, job.created_at)
                 if earlier is not None:
                     return earlier
             session.add(_row(job))
-            await session.flush()
+            session.flush()
             for one in keys:
-                await session.merge(
+                session.merge(
                     SubmissionRow(token_id=submitter, key=one, job_id=job.id, at=job.created_at)
                 )
             event = _event(job.id, job.created_at, (None, Status.QUEUED))
-            connection = await session.connection()
-            await connection.execute(insert(_EVENTS), event)
-            await self._outbox.put(connection, job, job.created_at)
-            await audit.write(session, deed)
+            connection = session.connection()
+            connection.execute(insert(_EVENTS), event)
+            self._outbox.put(connection, job, job.created_at)
+            audit.write(session, deed)
             return job
 
         def committed(stored: Job | None) -> None:
@@ -341,8 +339,8 @@ class Jobs:
         wanted = func.json_each(orjson.dumps(list(job_ids)).decode()).table_valued("value")
         statement = update(_JOBS).where(col(JobRow.id).in_(sql_select(wanted.c.value)))
 
-        async def work(session: AsyncSession) -> None:
-            await (await session.connection()).execute(statement.values(removed=True))
+        def work(session: Session) -> None:
+            session.connection().execute(statement.values(removed=True))
 
         def committed(_: None) -> None:
             for job_id in job_ids:
@@ -382,15 +380,15 @@ class Jobs:
             col(JobRow.status) == expect.status.value, col(JobRow.attempt) == expect.attempt
         )
 
-        async def work(session: AsyncSession) -> Job | None:
-            connection = await session.connection()
-            row = (await connection.execute(statement)).first()
+        def work(session: Session) -> Job | None:
+            connection = session.connection()
+            row = connection.execute(statement).first()
             if row is None:
                 return None
             event = _event(job_id, at, (expect.status, to), reason, message)
-            await connection.execute(insert(_EVENTS), event)
+            connection.execute(insert(_EVENTS), event)
             moved = _job(row)
-            await self._outbox.put(connection, moved, at)
+            self._outbox.put(connection, moved, at)
             return moved
 
         moved = await self._write(work)
@@ -413,17 +411,17 @@ class Jobs:
         deed: told by the audit history as well.
         """
 
-        async def work(session: AsyncSession) -> Job | None:
-            job = await session.run_sync(_find, job_id)
+        def work(session: Session) -> Job | None:
+            job = _find(session, job_id)
             if job is None or job.status.terminal:
                 return None
-            connection = await session.connection()
+            connection = session.connection()
             event = _event(job_id, at, (job.status, job.status), reason, message)
-            await connection.execute(insert(_EVENTS), event)
-            await audit.write(session, deed)
+            connection.execute(insert(_EVENTS), event)
+            audit.write(session, deed)
             if not changes:
                 return job
-            return _job((await connection.execute(_changed(job_id, changes))).one())
+            return _job(connection.execute(_changed(job_id, changes)).one())
 
         return await self._write(work)
 
@@ -443,14 +441,14 @@ class Jobs:
     async def note_quietly(self, job_id: str, **changes: Any) -> None:
         """Write facts that are no part of the history."""
 
-        async def work(session: AsyncSession) -> Job | None:
-            connection = await session.connection()
-            row = (await connection.execute(_changed(job_id, changes))).first()
+        def work(session: Session) -> Job | None:
+            connection = session.connection()
+            row = connection.execute(_changed(job_id, changes)).first()
             return _job(row) if row else None
 
         await self._commit(work, self._keep)
 
-    async def _write(self, work: Callable[[AsyncSession], Awaitable[_Changed]]) -> _Changed:
+    async def _write(self, work: Callable[[Session], _Changed]) -> _Changed:
         """Commit, and tell of the change even where the caller was cancelled meanwhile."""
 
         def committed(job: Job | None) -> None:
@@ -463,7 +461,7 @@ class Jobs:
 
     async def _commit(
         self,
-        work: Callable[[AsyncSession], Awaitable[_Changed]],
+        work: Callable[[Session], _Changed],
         committed: Callable[[Job | None], None],
     ) -> _Changed:
         try:

@@ -3,8 +3,7 @@
 import secrets
 
 from sqlalchemy import delete
-from sqlmodel import col, select
-from sqlmodel.ext.asyncio.session import AsyncSession
+from sqlmodel import Session, col, select
 
 from ciworker.store.schema import MetaRow
 from ciworker.store.session import Database
@@ -23,11 +22,11 @@ async def instance_id(database: Database, wanted: str | None) -> str:
         wanted: the operator's own choice, which is then kept.
     """
 
-    async def work(session: AsyncSession) -> str:
-        row = await session.get(MetaRow, _INSTANCE)
+    def work(session: Session) -> str:
+        row = session.get(MetaRow, _INSTANCE)
         value = wanted or (row.value if row else secrets.token_hex(8))
         if row is None or row.value != value:
-            await session.merge(MetaRow(key=_INSTANCE, value=value))
+            session.merge(MetaRow(key=_INSTANCE, value=value))
         return value
 
     return await database.write(work)
@@ -48,12 +47,12 @@ class LastEvent:
     async def put(self, event: str | None) -> None:
         """Without an fsync of its own: what the event led to brings that about."""
 
-        async def work(session: AsyncSession) -> None:
+        def work(session: Session) -> None:
             if event is None:
-                connection = await session.connection()
-                await connection.execute(delete(MetaRow).where(col(MetaRow.key) == _LAST_EVENT))
+                connection = session.connection()
+                connection.execute(delete(MetaRow).where(col(MetaRow.key) == _LAST_EVENT))
             else:
-                await session.merge(MetaRow(key=_LAST_EVENT, value=event))
+                session.merge(MetaRow(key=_LAST_EVENT, value=event))
 
         await self._database.write(work, durable=False)
 
@@ -71,7 +70,7 @@ class PoolIntent:
     async def put(self, *, down: bool) -> None:
         """Raises StoreUnavailable: nothing was changed."""
 
-        async def work(session: AsyncSession) -> None:
-            await session.merge(MetaRow(key=_POOL, value=_DOWN if down else "up"))
+        def work(session: Session) -> None:
+            session.merge(MetaRow(key=_POOL, value=_DOWN if down else "up"))
 
         await self._database.write(work)

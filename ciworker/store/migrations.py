@@ -4,7 +4,7 @@ A step that was released is never edited. A file from a later release is refused
 would lose what it holds.
 """
 
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import Connection
 
 from ciworker.errors import StoreRefused
 
@@ -250,17 +250,17 @@ def check_origin(version: int, name: str | None) -> None:
         )
 
 
-async def migrate(connection: AsyncConnection) -> None:
+def migrate(connection: Connection) -> None:
     """Bring the file behind `connection` (in a transaction) to the last step.
 
     Raises:
         StoreRefused: the file comes from a later release, or holds something else.
     """
-    done = (await connection.exec_driver_sql(VERSION)).scalar_one()
-    check_origin(done, (await connection.exec_driver_sql(FIRST_NAME)).scalar())
+    done = connection.exec_driver_sql(VERSION).scalar_one()
+    check_origin(done, connection.exec_driver_sql(FIRST_NAME).scalar())
     if done == len(STEPS):
         return  # without a write, for which a full disk would have no room
     for step in STEPS[done:]:
         for statement in step:
-            await connection.exec_driver_sql(statement)
-    await connection.exec_driver_sql(f"PRAGMA user_version = {len(STEPS)}")
+            connection.exec_driver_sql(statement)
+    connection.exec_driver_sql(f"PRAGMA user_version = {len(STEPS)}")

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import orjson
-from sqlmodel.ext.asyncio.session import AsyncSession
+from sqlmodel import Session
 from zstandard import ZstdCompressor, ZstdDecompressor, ZstdError
 
 from ciworker.domain.log import merge_runs, pack_runs, unpack_runs
@@ -112,8 +112,8 @@ class Packer:
         """Remember that the logs of these jobs are packed."""
         known = (orjson.dumps(list(job_ids)).decode(),)
 
-        async def work(session: AsyncSession) -> None:
-            await (await session.connection()).exec_driver_sql(_DONE, known)
+        def work(session: Session) -> None:
+            session.connection().exec_driver_sql(_DONE, known)
 
         await self._database.write(work, durable=False)
 
@@ -124,10 +124,10 @@ class Packer:
             return
         put = (group.first, group.lines, *packed, job_id, group.last)
 
-        async def work(session: AsyncSession) -> None:
-            connection = await session.connection()
-            await connection.exec_driver_sql(_DROP, (job_id, group.first, group.last))
-            await connection.exec_driver_sql(_PUT, put)
+        def work(session: Session) -> None:
+            connection = session.connection()
+            connection.exec_driver_sql(_DROP, (job_id, group.first, group.last))
+            connection.exec_driver_sql(_PUT, put)
 
         await self._database.write(work, durable=False)
 

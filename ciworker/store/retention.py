@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import orjson
-from sqlmodel.ext.asyncio.session import AsyncSession
+from sqlmodel import Session
 
 from ciworker.store.audit import MOST_KEPT
 from ciworker.store.jobs import IDEMPOTENCY_WINDOW
@@ -165,9 +165,9 @@ class Retention:
         )
 
     async def _delete(self, statement: str, values: tuple[Any, ...]) -> int:
-        async def work(session: AsyncSession) -> int:
-            connection = await session.connection()
-            return (await connection.exec_driver_sql(statement, values)).rowcount
+        def work(session: Session) -> int:
+            connection = session.connection()
+            return connection.exec_driver_sql(statement, values).rowcount
 
         return await self._database.write(work, durable=False)
 

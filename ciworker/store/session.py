@@ -5,26 +5,34 @@ one connection writes and only it checkpoints. Transactions begin IMMEDIATE: wit
 default, read-then-write loses updates (engine-facts, rules 26-28). What is acknowledged is
 committed with `synchronous=FULL`; log lines are not: they cost no fsync of their own.
 
-A statement is never cut off: SQLAlchemy gives up a connection whose statement was cancelled, and a
-second one would then write beside what the driver's thread still does for the first. So a caller
-that is cancelled waits for its transaction, which is short.
+A transaction is a function that a thread runs from its begin to its end: one hop there and back.
+Through an async session each statement takes one, which costs more than SQLite does. It is never
+cut off: a caller that is cancelled waits for it, which is short.
 """
 
 import asyncio
 import contextlib
 import shutil
 import sqlite3
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Self, TypeVar, TypeVarTuple, overload
 
-from sqlalchemy import URL, Engine, Executable, QueuePool, Row, create_engine, event
+import aiosqlite
+from sqlalchemy import (
+    URL,
+    Connection,
+    Engine,
+    Executable,
+    QueuePool,
+    Row,
+    StaticPool,
+    create_engine,
+    event,
+)
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
-from sqlalchemy.pool import AsyncAdaptedQueuePool
 from sqlmodel import Session
-from sqlmodel.ext.asyncio.session import AsyncSession
 from sqlmodel.sql.expression import Select, SelectOfScalar
 
 from ciworker.errors import Invalid, StoreRefused, StoreUnavailable
@@ -46,16 +54,9 @@ Ts = TypeVarTuple("Ts")
 class Database:
     """An open database file."""
 
-    def __init__(
-        self,
-        writer: AsyncEngine,
-        readers: "Readers",
-        held: AsyncConnection,
-        metrics: StoreMetrics,
-    ) -> None:
+    def __init__(self, writer: "Writer", readers: "Readers", metrics: StoreMetrics) -> None:
         self._writer = writer
         self._readers = readers
-        self._held = held
         self._metrics = metrics
         self._writes = asyncio.Lock()
         self._reads = asyncio.Semaphore(READERS)
@@ -72,18 +73,11 @@ class Database:
             StoreRefused: it comes from a later release or is no database.
             StoreUnavailable: it is locked, unreadable, or its disk is full.
         """
-        writer = _writer(path)
-        async with contextlib.AsyncExitStack() as undo:
-            undo.push_async_callback(writer.dispose)
-            try:
-                with translated():
-                    held = await undo.enter_async_context(writer.connect())
-                    async with held.begin():
-                        await migrate(held)
-            except StoreUnavailable as error:
-                raise _explained(error, path) from error
-            undo.pop_all()
-        return cls(writer, Readers(path), held, metrics or Metrics().store)
+        try:
+            writer = await Writer.open(path)
+        except StoreUnavailable as error:
+            raise _explained(error, path) from error
+        return cls(writer, Readers(path), metrics or Metrics().store)
 
     async def close(self) -> None:
         """Fold the WAL into the file and end the driver's threads."""
@@ -123,7 +117,7 @@ class Database:
 
     async def write(
         self,
-        work: Callable[[AsyncSession], Awaitable[T]],
+        work: Callable[[Session], T],
         committed: Callable[[T], None] | None = None,
         *,
         durable: bool = True,
@@ -133,61 +127,118 @@ class Database:
         A caller that is cancelled hears of it once the transaction is over, either way.
 
         Args:
-            work: what to do; if it raises, nothing of it is kept.
-            committed: called with its result after the commit, whatever becomes of the caller.
+            work: what to do, in the driver's thread; if it raises, nothing of it is kept.
+            committed: called with its result after the commit, whatever becomes of the caller; in
+                the caller's thread.
             durable: else no fsync of its own; for upkeep, which would be done again.
         """
         measured = self._metrics.state if durable else self._metrics.upkeep
         async with _turn(self._writes):
             with measured.time():
-                return await _to_its_end(self._transaction(work, committed, durable=durable))
+                return await _to_its_end(self._commit(work, committed, durable=durable))
 
     async def insert(self, statement: str, values: Sequence[Any]) -> None:
-        """One statement, one transaction, one hop to the driver's thread, no fsync."""
+        """One statement, one transaction, no fsync."""
         async with _turn(self._writes):
             with self._metrics.log.time():
-                await _to_its_end(self._execute(statement, values))
+                await _to_its_end(self._writer.execute(statement, values))
 
-    async def _transaction(
-        self,
-        work: Callable[[AsyncSession], Awaitable[T]],
-        committed: Callable[[T], None] | None,
-        *,
-        durable: bool,
+    async def _commit(
+        self, work: Callable[[Session], T], committed: Callable[[T], None] | None, *, durable: bool
     ) -> T:
-        if durable:
-            await self._execute("PRAGMA synchronous = FULL")
-        try:
-            with translated():
-                async with (
-                    AsyncSession(self._held, expire_on_commit=False) as session,
-                    session.begin(),
-                ):
-                    result = await work(session)
-        finally:
-            if durable:
-                await self._execute("PRAGMA synchronous = NORMAL")
+        result = await self._writer.run(work, durable=durable)
         if committed is not None:
             committed(result)
         return result
 
-    async def _execute(self, statement: str, values: Sequence[Any] = ()) -> None:
-        with translated():
-            raw = await self._held.get_raw_connection()
-            assert raw.driver_connection is not None
-            await raw.driver_connection.execute_fetchall(statement, values)  # no hop for a cursor
-
     async def _close(self) -> None:
         async with self._writes:
-            await self._held.close()
             self._readers.close()
-            await self._writer.dispose()  # the last one: it folds the WAL
+            await self._writer.close()  # the last one: it folds the WAL
+
+
+class _Driver(aiosqlite.Connection):
+    """With the way into its thread that its own calls take, each for one statement."""
+
+    def __init__(self, connector: Callable[[], sqlite3.Connection]) -> None:
+        super().__init__(connector, iter_chunk_size=1)
+        self._thread.daemon = True  # a process that fails would wait for it
+
+    async def call(self, work: Callable[[*Ts], T], *arguments: *Ts) -> T:
+        result: T = await self._execute(work, *arguments)  # type: ignore[no-untyped-call] # theirs
+        return result
+
+
+class Writer:
+    """The connection that writes. Whoever uses it waits for its turn first."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._driver = _Driver(self._connect)
+        self._raw: sqlite3.Connection
+        self._held: Connection
+
+    @classmethod
+    async def open(cls, path: Path) -> Self:
+        """Raises as `Database.open` does."""
+        writer = cls(path)
+        await writer._driver
+        try:
+            await writer._driver.call(writer._begin)
+        except BaseException:
+            await writer.close()
+            raise
+        return writer
+
+    async def close(self) -> None:
+        await self._driver.close()
+
+    async def run(self, work: Callable[[Session], T], *, durable: bool) -> T:
+        """Run `work` in a transaction."""
+        return await self._driver.call(self._durably if durable else self._transaction, work)
+
+    async def execute(self, statement: str, values: Sequence[Any]) -> None:
+        """One statement outside of any transaction."""
+        with translated():
+            await self._driver.execute_fetchall(statement, values)  # no hop for a cursor
+
+    # in the driver's thread
+
+    def _connect(self) -> sqlite3.Connection:
+        with translated():
+            self._raw = sqlite3.connect(self._path, **_connect_args())
+        return self._raw
+
+    def _begin(self) -> None:
+        engine = create_engine("sqlite://", creator=lambda: self._raw, poolclass=StaticPool)
+        _prepare(engine, "BEGIN IMMEDIATE")
+        with translated():
+            self._held = engine.connect()  # for good: each time it would cost as much as a query
+            with self._held.begin():
+                migrate(self._held)
+
+    def _transaction(self, work: Callable[[Session], T]) -> T:
+        with (
+            translated(),
+            Session(self._held, expire_on_commit=False) as session,
+            session.begin(),
+        ):
+            return work(session)
+
+    def _durably(self, work: Callable[[Session], T]) -> T:
+        self._pragma("synchronous = FULL")
+        try:
+            return self._transaction(work)
+        finally:
+            self._pragma("synchronous = NORMAL")
+
+    def _pragma(self, text: str) -> None:
+        with translated():
+            self._raw.execute(f"PRAGMA {text}")
 
 
 class Readers:
-    """Reads, each in one hop to a thread; through the async driver a query takes about seven, which
-    cost more than SQLite does.
-    """
+    """The connections that read, each in a thread of its own."""
 
     def __init__(self, path: Path) -> None:
         self._engine = create_engine(
@@ -253,19 +304,7 @@ async def _to_its_end(work: Coroutine[Any, Any, T]) -> T:
         raise
 
 
-def _writer(path: Path) -> AsyncEngine:
-    engine = create_async_engine(
-        URL.create("sqlite+aiosqlite", database=str(path)),
-        poolclass=AsyncAdaptedQueuePool,
-        pool_size=1,
-        max_overflow=0,
-        connect_args=_connect_args(),
-    )
-    _prepare(engine.sync_engine, "BEGIN IMMEDIATE")
-    return engine
-
-
-def _connect_args() -> dict[str, object]:
+def _connect_args() -> dict[str, Any]:
     return {"timeout": BUSY_TIMEOUT, "isolation_level": None}
 
 
@@ -273,13 +312,13 @@ def _prepare(engine: Engine, begin: str) -> None:
     """Each of its connections, and each of its transactions."""
     writes = begin != "BEGIN"
 
-    def on_connect(connection: Any, _record: object) -> None:  # the driver's, adapted
+    def on_connect(connection: sqlite3.Connection, _record: object) -> None:
         cursor = connection.cursor()
         for pragma in _pragmas(writes=writes):
             cursor.execute(f"PRAGMA {pragma}")
         cursor.close()
 
-    def on_begin(connection: Any) -> None:  # SQLAlchemy's own, sync
+    def on_begin(connection: Connection) -> None:
         connection.exec_driver_sql(begin)
 
     event.listen(engine, "connect", on_connect)

@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from sqlalchemy import Delete, delete
+from sqlmodel import Session as DatabaseSession
 from sqlmodel import col, select
-from sqlmodel.ext.asyncio.session import AsyncSession
 
 from ciworker.store import audit
 from ciworker.store.audit import Deed
@@ -60,15 +60,15 @@ class Sessions:
         """
         own_id, secret = secrets.token_hex(6), secrets.token_urlsafe(SECRET_BYTES)
 
-        async def work(session: AsyncSession) -> bool:
-            await session.exec(_expired(at))
-            row = await session.get(TokenRow, token_id)
+        def work(session: DatabaseSession) -> bool:
+            session.exec(_expired(at))
+            row = session.get(TokenRow, token_id)
             if row is None or (token := token_of(row)).is_over(at):
                 return False
-            expires_at = await _end_of(session, token, parent, at)
+            expires_at = _end_of(session, token, parent, at)
             if expires_at is None:
                 return False
-            await session.exec(_surplus(token_id, parent))
+            session.exec(_surplus(token_id, parent))
             session.add(
                 SessionRow(
                     id=own_id,
@@ -80,7 +80,7 @@ class Sessions:
                 )
             )
             if deed is not None:
-                await audit.write(session, replace(deed, subject=own_id))
+                audit.write(session, replace(deed, subject=own_id))
             return True
 
         return f"{own_id}_{secret}" if await self._database.write(work) else None
@@ -116,21 +116,21 @@ class Sessions:
         statement = delete(SessionRow).where(col(SessionRow.id) == ending.id)
         told = deed(ending) if deed else None
 
-        async def work(session: AsyncSession) -> None:
-            await session.exec(statement)
-            await audit.write(session, told)
+        def work(session: DatabaseSession) -> None:
+            session.exec(statement)
+            audit.write(session, told)
 
         await self._database.write(work)
 
 
-async def _end_of(
-    session: AsyncSession, token: Token, parent: str | None, at: datetime
+def _end_of(
+    session: DatabaseSession, token: Token, parent: str | None, at: datetime
 ) -> datetime | None:
     """When a session that begins now expires; None if its parent is over."""
     latest = min(at + LIFETIME, token.expires_at or at + LIFETIME)
     if parent is None:
         return latest
-    row = await session.get(SessionRow, parent)
+    row = session.get(SessionRow, parent)
     return min(latest, row.expires_at) if row else None
 
 

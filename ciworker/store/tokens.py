@@ -9,8 +9,7 @@ from datetime import datetime
 from enum import IntEnum
 
 from sqlalchemy import update
-from sqlmodel import col, select
-from sqlmodel.ext.asyncio.session import AsyncSession
+from sqlmodel import Session, col, select
 
 from ciworker.errors import Expired, Unknown
 from ciworker.store import audit
@@ -92,11 +91,11 @@ class Tokens:
             expires_at=expires_at,
         )
 
-        async def work(session: AsyncSession) -> None:
+        def work(session: Session) -> None:
             session.add(row)
-            await session.flush()
+            session.flush()
             if deed is not None:
-                await audit.write(session, replace(deed, subject=token_id))
+                audit.write(session, replace(deed, subject=token_id))
             publish(text)
 
         await self._database.write(work)
@@ -139,9 +138,9 @@ class Tokens:
             .values(revoked_at=at)
         )
 
-        async def work(session: AsyncSession) -> int:
-            revoked = (await session.exec(statement)).rowcount
-            await audit.write(session, deed if revoked else None)
+        def work(session: Session) -> int:
+            revoked = session.exec(statement).rowcount
+            audit.write(session, deed if revoked else None)
             return revoked
 
         if not await self._database.write(work):
@@ -150,10 +149,10 @@ class Tokens:
     async def used(self, uses: Mapping[str, datetime]) -> None:
         """Store when tokens were last used, by id."""
 
-        async def work(session: AsyncSession) -> None:
+        def work(session: Session) -> None:
             for token_id, at in uses.items():
                 by_id = update(TokenRow).where(col(TokenRow.id) == token_id)
-                await session.exec(by_id.values(last_used_at=at))
+                session.exec(by_id.values(last_used_at=at))
 
         await self._database.write(work, durable=False)
 

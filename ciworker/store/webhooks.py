@@ -9,11 +9,9 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Row, and_, delete, func, insert, literal_column, or_, update
+from sqlalchemy import Connection, Row, and_, delete, func, insert, literal_column, or_, update
 from sqlalchemy import select as sql_select
-from sqlalchemy.ext.asyncio import AsyncConnection
-from sqlmodel import col
-from sqlmodel.ext.asyncio.session import AsyncSession
+from sqlmodel import Session, col
 from ulid import ULID
 
 from ciworker.domain.job import Job, Kind
@@ -53,13 +51,13 @@ class Outbox:
         self._on_change = on_change
         self._wrote = False  # in the transaction under way, of which there is but one
 
-    async def put(self, connection: AsyncConnection, job: Job, at: datetime) -> None:
+    def put(self, connection: Connection, job: Job, at: datetime) -> None:
         """Setups are nobody's business."""
         if job.kind is not Kind.JOB:
             return
         for message in self._tell(job, at):
             self._wrote = True
-            await connection.execute(insert(_ROWS), _values(_new(message, at)))
+            connection.execute(insert(_ROWS), _values(_new(message, at)))
 
     def committed(self) -> None:
         """A transaction is, in which there may have been something."""
@@ -91,8 +89,8 @@ class Deliveries:
         """A message that tells of no change."""
         delivery = _new(message, at)
 
-        async def work(session: AsyncSession) -> None:
-            await (await session.connection()).execute(insert(_ROWS), _values(delivery))
+        def work(session: Session) -> None:
+            session.connection().execute(insert(_ROWS), _values(delivery))
 
         await self._database.write(work, lambda _: self._on_change())
         return delivery
@@ -165,9 +163,9 @@ class Deliveries:
     async def record(self, delivery: Delivery) -> None:
         """How a try went. Lost in a power cut, the message is sent once more."""
 
-        async def work(session: AsyncSession) -> None:
+        def work(session: Session) -> None:
             statement = update(_ROWS).where(col(WebhookDeliveryRow.id) == delivery.id, _PENDING)
-            await (await session.connection()).execute(statement.values(**_progress(delivery)))
+            session.connection().execute(statement.values(**_progress(delivery)))
 
         await self._database.write(work, durable=False)
 
@@ -185,9 +183,9 @@ class Deliveries:
             .returning(*_ROWS.columns)
         )
 
-        async def work(session: AsyncSession) -> Row[Any] | None:
-            found = (await (await session.connection()).execute(statement)).first()
-            await audit.write(session, deed if found else None)
+        def work(session: Session) -> Row[Any] | None:
+            found = (session.connection().execute(statement)).first()
+            audit.write(session, deed if found else None)
             return found
 
         row = await self._database.write(work, lambda _: self._on_change())
@@ -204,10 +202,10 @@ class Deliveries:
         too_many = and_(_OVER, col(row.id).in_(newest.offset(MOST_KEPT).limit(-1)))
         crowded = [found for found in await self.backlogs() if found.pending > MOST_PENDING]
 
-        async def work(session: AsyncSession) -> int:
-            connection = await session.connection()
-            await connection.execute(delete(_ROWS).where(or_(old, too_many)))
-            given_up = [await connection.execute(_crowded_out(found, now)) for found in crowded]
+        def work(session: Session) -> int:
+            connection = session.connection()
+            connection.execute(delete(_ROWS).where(or_(old, too_many)))
+            given_up = [connection.execute(_crowded_out(found, now)) for found in crowded]
             return sum(result.rowcount for result in given_up)
 
         return await self._database.write(work, durable=False)

@@ -7,7 +7,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -147,6 +147,14 @@ def other_process(path: Path) -> Iterator[Other]:
         yield other
     finally:
         other.kill()
+
+
+async def answer(
+    database: Database, statement: str, values: Sequence[Any] = ()
+) -> list[tuple[Any, ...]]:
+    """What the connection that writes answers, outside of any transaction."""
+    rows = await database._writer._driver.execute_fetchall(statement, values)
+    return [tuple(row) for row in rows]
 
 
 def rows(path: Path, statement: str) -> list[Any]:

@@ -12,7 +12,7 @@ from ciworker.store.environments import Environments
 from ciworker.store.jobs import Expect, Jobs
 from ciworker.store.packing import Packer
 from ciworker.store.session import Database
-from tests.store.lab import NOW, job_id, new_environment, new_job, new_setup, seed
+from tests.store.lab import NOW, answer, job_id, new_environment, new_job, new_setup, seed
 
 
 @pytest.fixture
@@ -66,10 +66,8 @@ async def test_finished_jobs_are_counted_without_reading_them_and_others_without
     database: Database, query: TextClause, plan: str
 ) -> None:
     await seed(database, 100)
-    raw = await database._held.get_raw_connection()
-    assert raw.driver_connection
-    async with raw.driver_connection.execute(f"EXPLAIN QUERY PLAN {query.text}") as cursor:
-        assert [row[3] for row in await cursor.fetchall()] == [plan]
+    told = await answer(database, f"EXPLAIN QUERY PLAN {query.text}")
+    assert [row[3] for row in told] == [plan]
 
 
 async def test_a_store_that_cannot_be_read_says_so(counter: Counter, database: Database) -> None:

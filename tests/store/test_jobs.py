@@ -148,7 +148,7 @@ async def test_a_transition_and_its_history_are_one_transaction(
     history = await jobs.history(job.id)
     changed.clear()
 
-    @event.listens_for(database._writer.sync_engine, "before_cursor_execute")
+    @event.listens_for(database._writer._held, "before_cursor_execute")
     def strike(_conn: object, _cursor: object, statement: str, *_: object) -> None:
         if statement.startswith("INSERT INTO job_event"):
             raise ZeroDivisionError
@@ -159,7 +159,7 @@ async def test_a_transition_and_its_history_are_one_transaction(
         await jobs.note(job.id, NOW, "seen", cancel_by="me")
     with pytest.raises(ZeroDivisionError):
         await jobs.add(new_job(7), "token", "key")
-    event.remove(database._writer.sync_engine, "before_cursor_execute", strike)
+    event.remove(database._writer._held, "before_cursor_execute", strike)
 
     assert await jobs.get(job.id) == job
     assert await jobs.history(job.id) == history

@@ -17,7 +17,7 @@ from ciworker.store import logs as module
 from ciworker.store.jobs import Jobs
 from ciworker.store.logs import Batch, LogEnd, LogReader, LogWriter
 from ciworker.store.session import Database
-from tests.store.lab import batch, chunk, job_id, new_job, other_process, seed
+from tests.store.lab import answer, batch, chunk, job_id, new_job, other_process, seed
 
 
 class Lines:
@@ -294,9 +294,7 @@ async def test_lines_wait_for_another_processs_lock(
     path: Any,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    raw = await database._held.get_raw_connection()
-    assert raw.driver_connection
-    await raw.driver_connection.execute("PRAGMA busy_timeout = 20")
+    await answer(database, "PRAGMA busy_timeout = 20")
     with other_process(path) as other:
         await other.does("BEGIN IMMEDIATE")
         source = Lines(job, numbered(job, 10))

@@ -232,7 +232,6 @@ left = int(sys.argv[3])
 async def main():
     global left
     database = await Database.open(Path(sys.argv[1]))
-    raw = await database._held.get_raw_connection()
 
     def count():
         global left
@@ -240,7 +239,7 @@ async def main():
         if left <= 0:
             os.kill(os.getpid(), 9)
 
-    await raw.driver_connection.set_progress_handler(count, 5)
+    await database._writer._driver.set_progress_handler(count, 5)
     await packing.Packer(database).pack(sys.argv[2])
     print("through", flush=True)
     os._exit(0)

@@ -14,7 +14,7 @@ from ciworker.store.jobs import Jobs
 from ciworker.store.logs import LogReader
 from ciworker.store.session import Database
 from ciworker.store.webhooks import Backlog, Deliveries
-from tests.store.lab import NOW, job_id, seed
+from tests.store.lab import NOW, answer, job_id, seed
 
 CHUNKS = (
     "INSERT INTO log_chunk "
@@ -86,12 +86,9 @@ async def asked(database: Database) -> AsyncIterator[list[tuple[str, Any]]]:
 async def plans(database: Database, statements: list[tuple[str, Any]]) -> list[str]:
     found: list[str] = []
     for statement, values in statements:
-        raw = await database._held.get_raw_connection()
-        assert raw.driver_connection
-        async with raw.driver_connection.execute(
-            f"EXPLAIN QUERY PLAN {statement}", values
-        ) as cursor:
-            found += [row[3] for row in await cursor.fetchall()]
+        found += [
+            row[3] for row in await answer(database, f"EXPLAIN QUERY PLAN {statement}", values)
+        ]
     return found
 
 
@@ -167,13 +164,10 @@ async def fill(database: Database, count: int) -> None:
 
 async def cost(database: Database, statement: str, values: Any) -> int:
     """How many instructions of SQLite's machine the answer takes."""
-    raw = await database._held.get_raw_connection()
-    assert raw.driver_connection
-    ticks: list[None] = []
-    await raw.driver_connection.set_progress_handler(lambda: ticks.append(None), 1)
-    async with raw.driver_connection.execute(statement, values) as cursor:
-        await cursor.fetchall()
-    await raw.driver_connection.set_progress_handler(lambda: None, 0)
+    driver, ticks = database._writer._driver, list[None]()
+    await driver.set_progress_handler(lambda: ticks.append(None), 1)
+    await answer(database, statement, values)
+    await driver.set_progress_handler(lambda: None, 0)
     return len(ticks)
 
 

@@ -21,6 +21,7 @@ from ciworker.store.tokens import Role, Tokens
 from tests.store.lab import (
     NOW,
     SECOND,
+    answer,
     batch,
     chunk,
     job_id,
@@ -319,11 +320,9 @@ async def test_the_oldest_are_found_by_an_index(database: Database, retention: R
 
     await retention.oldest(NOW, 9)
     event.remove(engine, "before_cursor_execute", keep)
-    raw = await database._held.get_raw_connection()
-    assert raw.driver_connection
     statement, values = asked[-1]
-    async with raw.driver_connection.execute(f"EXPLAIN QUERY PLAN {statement}", values) as cursor:
-        plan = [row[3] for row in await cursor.fetchall()]
+    told = await answer(database, f"EXPLAIN QUERY PLAN {statement}", values)
+    plan = [row[3] for row in told]
 
     assert plan[0].startswith("SEARCH job USING INDEX job_finished (finished_at>? AND finished_at<")
     assert not [step for step in plan if "TEMP B-TREE" in step]

@@ -6,41 +6,55 @@ import random
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from pathlib import Path
 
 import pytest
 from sqlmodel import Session, col, select
-from sqlmodel.ext.asyncio.session import AsyncSession
 
 from ciworker.errors import Invalid, StoreRefused, StoreUnavailable
 from ciworker.store import session as module
 from ciworker.store.meta import instance_id
 from ciworker.store.schema import MetaRow
 from ciworker.store.session import Database
-from tests.store.lab import connections, other_process, rows
+from tests.store.lab import answer, connections, other_process, rows
 
 FULL, NORMAL = 2, 1
 
 
 async def synchronous(database: Database) -> int:
     """Of the connection that writes, outside of any transaction."""
-    raw = await database._held.get_raw_connection()
-    assert raw.driver_connection
-    async with raw.driver_connection.execute("PRAGMA synchronous") as cursor:
-        (level,) = await cursor.fetchone()
-        return int(level)
+    ((level,),) = await answer(database, "PRAGMA synchronous")
+    return int(level)
 
 
 def connection_of(database: Database) -> object:
-    return database._held.sync_connection
+    return database._writer._raw
+
+
+class Gate:
+    """Holds a transaction up in the driver's thread."""
+
+    def __init__(self) -> None:
+        self._reached, self._open = threading.Event(), threading.Event()
+
+    def hold(self) -> None:
+        self._reached.set()
+        assert self._open.wait(10)
+
+    async def reached(self) -> None:
+        assert await asyncio.to_thread(self._reached.wait, 10)
+
+    def open(self) -> None:
+        self._open.set()
 
 
 async def put(database: Database, key: str, times: int = 1) -> None:
-    async def work(session: AsyncSession) -> None:
+    def work(session: Session) -> None:
         for number in range(times):
             session.add(MetaRow(key=f"{key}-{number}", value="x"))
-            await session.flush()
+            session.flush()
 
     await database.write(work)
 
@@ -50,9 +64,8 @@ async def keys(database: Database) -> list[str]:
 
 
 async def test_what_is_written_is_synced_and_what_is_inserted_is_not(database: Database) -> None:
-    async def level(session: AsyncSession) -> int:
-        connection = await session.connection()
-        return int((await connection.exec_driver_sql("PRAGMA synchronous")).scalar_one())
+    def level(session: Session) -> int:
+        return int(session.connection().exec_driver_sql("PRAGMA synchronous").scalar_one())
 
     assert await database.write(level) == FULL
     assert await synchronous(database) == NORMAL
@@ -61,9 +74,9 @@ async def test_what_is_written_is_synced_and_what_is_inserted_is_not(database: D
 async def test_a_write_that_raises_keeps_nothing_and_sets_the_level_back(
     database: Database,
 ) -> None:
-    async def work(session: AsyncSession) -> None:
+    def work(session: Session) -> None:
         session.add(MetaRow(key="lost", value="x"))
-        await session.flush()
+        session.flush()
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
@@ -121,20 +134,19 @@ async def test_a_write_that_is_cancelled_anywhere_is_whole_or_absent(
 
 
 async def test_a_write_cancelled_twice_is_still_awaited(database: Database) -> None:
-    entered, go_on = asyncio.Event(), asyncio.Event()
+    gate = Gate()
 
-    async def work(session: AsyncSession) -> None:
+    def work(session: Session) -> None:
         session.add(MetaRow(key="kept", value="x"))
-        entered.set()
-        await go_on.wait()
+        gate.hold()
 
     writing = asyncio.create_task(database.write(work))
-    await entered.wait()
+    await gate.reached()
     for _ in range(3):
         writing.cancel()
         await asyncio.sleep(0)
     assert not writing.done()
-    go_on.set()
+    gate.open()
     with pytest.raises(asyncio.CancelledError):
         await writing
 
@@ -143,38 +155,36 @@ async def test_a_write_cancelled_twice_is_still_awaited(database: Database) -> N
 
 async def test_a_commit_is_told_of_though_its_caller_is_gone(database: Database) -> None:
     told: list[int] = []
-    entered, go_on = asyncio.Event(), asyncio.Event()
+    gate = Gate()
 
-    async def work(_session: AsyncSession) -> int:
-        entered.set()
-        await go_on.wait()
+    def work(_session: Session) -> int:
+        gate.hold()
         return 7
 
     writing = asyncio.create_task(database.write(work, told.append))
-    await entered.wait()
+    await gate.reached()
     writing.cancel()
-    go_on.set()
+    gate.open()
     await asyncio.wait([writing])
 
     assert told == [7]
 
 
 async def test_who_waits_for_the_writer_may_be_cancelled_at_once(database: Database) -> None:
-    entered, go_on = asyncio.Event(), asyncio.Event()
+    gate = Gate()
 
-    async def work(_session: AsyncSession) -> None:
-        entered.set()
-        await go_on.wait()
+    def work(_session: Session) -> None:
+        gate.hold()
 
     first = asyncio.create_task(database.write(work))
-    await entered.wait()
+    await gate.reached()
     second = asyncio.create_task(put(database, "second"))
     third = asyncio.create_task(put(database, "third"))
     await asyncio.sleep(0)
     second.cancel()
     await asyncio.wait([second])
     assert not first.done()
-    go_on.set()
+    gate.open()
     await first
     await third
 
@@ -213,11 +223,12 @@ async def test_an_insert_that_is_cancelled_is_whole_and_the_next_one_goes_on(
 async def test_readers_see_what_was_committed_and_not_what_is_being_written(
     database: Database,
 ) -> None:
-    async def work(session: AsyncSession) -> list[str]:
+    def work(session: Session) -> list[str]:
         session.add(MetaRow(key="k", value="x"))
-        await session.flush()
-        return await keys(database)
+        session.flush()
+        return asyncio.run_coroutine_threadsafe(keys(database), loop).result(10)
 
+    loop = asyncio.get_running_loop()
     assert await database.write(work) == []
     assert await keys(database) == ["k"]
 
@@ -274,18 +285,17 @@ async def test_a_crowd_of_writers_waits_a_bounded_time_for_its_turn(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "TURN_TIMEOUT", 0.05)
-    entered, go_on = asyncio.Event(), asyncio.Event()
+    gate = Gate()
 
-    async def work(_session: AsyncSession) -> None:
-        entered.set()
-        await go_on.wait()
+    def work(_session: Session) -> None:
+        gate.hold()
 
     first = asyncio.create_task(database.write(work))
-    await entered.wait()
+    await gate.reached()
     crowd = await asyncio.gather(
         *(put(database, str(number)) for number in range(20)), return_exceptions=True
     )
-    go_on.set()
+    gate.open()
     await first
 
     assert {type(result) for result in crowd} == {StoreUnavailable}
@@ -311,8 +321,8 @@ async def test_two_processes_lose_no_update(database: Database, path: Path) -> N
     """Read, then write: with the driver's own transactions most of these would be lost."""
     await database.insert("INSERT INTO meta VALUES ('n', '0')", [])
 
-    async def add(session: AsyncSession) -> None:
-        row = await session.get_one(MetaRow, "n")
+    def add(session: Session) -> None:
+        row = session.get_one(MetaRow, "n")
         row.value = str(int(row.value) + 1)
         session.add(row)
 
@@ -343,8 +353,8 @@ async def test_a_committed_write_survives_a_kill_of_the_process(path: Path) -> N
         async def main():
             database = await Database.open(Path(sys.argv[1]))
             await instance_id(database, "kept")
-            async def work(session):
-                await (await session.connection()).exec_driver_sql("DELETE FROM meta")
+            def work(session):
+                session.connection().exec_driver_sql("DELETE FROM meta")
                 os.kill(os.getpid(), 9)
             await database.write(work)
 
@@ -399,7 +409,7 @@ async def test_a_folder_that_may_not_be_written_is_said_to_be_unusable(tmp_path:
         from pathlib import Path
         from ciworker.errors import StoreUnavailable
         from ciworker.store.session import Database
-        import aiosqlite, sqlalchemy.dialects.sqlite.aiosqlite
+        import aiosqlite, sqlalchemy.dialects.sqlite
 
         async def main():
             try:
