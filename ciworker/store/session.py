@@ -186,11 +186,12 @@ class Writer:
         try:
             await writer._driver.call(writer._begin)
         except BaseException:
-            await writer.close()
+            await writer._driver.close()
             raise
         return writer
 
     async def close(self) -> None:
+        await self._driver.call(self._held.close)
         await self._driver.close()
 
     async def run(self, work: Callable[[Session], T], *, durable: bool) -> T:
@@ -212,10 +213,12 @@ class Writer:
     def _begin(self) -> None:
         engine = create_engine("sqlite://", creator=lambda: self._raw, poolclass=StaticPool)
         _prepare(engine, "BEGIN IMMEDIATE")
-        with translated():
-            self._held = engine.connect()  # for good: each time it would cost as much as a query
+        with translated(), contextlib.ExitStack() as undo:
+            # For good: anew each time it would cost as much as a query.
+            self._held = undo.enter_context(engine.connect())
             with self._held.begin():
                 migrate(self._held)
+            undo.pop_all()
 
     def _transaction(self, work: Callable[[Session], T]) -> T:
         with (

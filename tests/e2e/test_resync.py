@@ -160,10 +160,10 @@ async def test_the_command_prints_a_line_for_each_bucket_that_is_not_empty(worke
     )  # fmt: skip
     code, out, err = await command("ciworker", "resync", env=worker.environment)
     assert (code, err) == (0, b"")
-    assert out.decode().splitlines() == [
-        f"[resync] removed: orphan-{worker.instance}",
-        "[resync] unchanged: 1, repairs: 0",
-    ]
+    removed, rest = out.decode().splitlines()
+    assert removed == f"[resync] removed: orphan-{worker.instance}"
+    # A repair, if it has been there for more than 2 s: no event tells of a container's creation.
+    assert rest in {"[resync] unchanged: 1, repairs: 0", "[resync] unchanged: 1, repairs: 1"}
     code, out, _ = await command("ciworker", "resync", env=worker.environment)
     assert (code, out) == (0, b"[resync] unchanged: 1, repairs: 0\n")
 

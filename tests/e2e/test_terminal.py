@@ -179,7 +179,7 @@ async def test_a_job_is_seen_to_be_set_up(new_worker: WorkerFactory) -> None:
     with terminal(worker, "follow", job) as screen, terminal(worker, "follow", job, "--now") as new:
         for shown in (screen, new):
             await until(shown, lambda seen: " ".join(now_shown(seen)).startswith("setup  "))
-        await until(screen, lambda seen: b"\ninstalling\r\n" in seen)
+        await until(screen, lambda seen: "\r\ninstalling\r\n" in kept(seen))
         assert "queue" not in " ".join(now_shown(screen.seen))
         await touch(await setup_of(worker))
         for shown in (screen, new):

@@ -477,6 +477,12 @@ class FakeEngine:
             box.attachments.append(attachment)
             return attachment
 
+    async def hang_up(self) -> None:
+        """The process that attached is gone, and its connections with it."""
+        for box in self._boxes.values():
+            for attachment in list(box.attachments):
+                await attachment.close()
+
     async def start(self, container: str) -> None:
         async with self.call("start", container):
             box = self._box(container)

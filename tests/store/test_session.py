@@ -403,6 +403,23 @@ async def test_a_closed_database_leaves_no_thread_and_no_wal(path: Path) -> None
     assert ended.stdout == f"1 ['{path.name}']\n"
 
 
+async def test_a_process_that_fails_does_not_wait_for_the_driver_s_thread(path: Path) -> None:
+    script = """
+        import asyncio, sys
+        from pathlib import Path
+        from ciworker.store.session import Database
+
+        async def main():
+            database = await Database.open(Path(sys.argv[1]))
+            raise SystemExit(7)
+
+        asyncio.run(main())
+    """
+    ended = await asyncio.to_thread(_run, script, str(path))
+
+    assert ended.returncode == 7, ended.stderr
+
+
 async def test_a_folder_that_may_not_be_written_is_said_to_be_unusable(tmp_path: Path) -> None:
     script = """
         import asyncio, os, sys

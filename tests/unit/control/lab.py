@@ -92,6 +92,7 @@ class Lab:
                     await life.end(services)
         finally:
             await database.close()
+            await self.engine.hang_up()
 
     def new_id(self) -> str:
         self._made += 1
