@@ -165,7 +165,7 @@ class _Driver(aiosqlite.Connection):
         self._thread.daemon = True  # a process that fails would wait for it
 
     async def call(self, work: Callable[[*Ts], T], *arguments: *Ts) -> T:
-        result: T = await self._execute(work, *arguments)  # type: ignore[no-untyped-call] # theirs
+        result: T = await self._execute(work, *arguments)  # type: ignore[no-untyped-call] # has none
         return result
 
 
