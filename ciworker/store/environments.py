@@ -85,7 +85,7 @@ class Environments:
         )
 
         def work(session: Session) -> Environment | None:
-            row = (session.connection().execute(statement)).first()
+            row = session.connection().execute(statement).first()
             return _environment(row) if row else None
 
         try:

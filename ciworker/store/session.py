@@ -14,7 +14,7 @@ import asyncio
 import contextlib
 import shutil
 import sqlite3
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Self, TypeVar, TypeVarTuple, overload
@@ -165,8 +165,8 @@ class _Driver(aiosqlite.Connection):
         self._thread.daemon = True  # a process that fails would wait for it
 
     async def call(self, work: Callable[[*Ts], T], *arguments: *Ts) -> T:
-        result: T = await self._execute(work, *arguments)  # type: ignore[no-untyped-call] # has none
-        return result
+        in_thread: Callable[..., Awaitable[T]] = self._execute
+        return await in_thread(work, *arguments)
 
 
 class Writer:
@@ -186,12 +186,11 @@ class Writer:
         try:
             await writer._driver.call(writer._begin)
         except BaseException:
-            await writer._driver.close()
+            await writer.close()
             raise
         return writer
 
     async def close(self) -> None:
-        await self._driver.call(self._held.close)
         await self._driver.close()
 
     async def run(self, work: Callable[[Session], T], *, durable: bool) -> T:

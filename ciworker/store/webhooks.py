@@ -184,7 +184,7 @@ class Deliveries:
         )
 
         def work(session: Session) -> Row[Any] | None:
-            found = (session.connection().execute(statement)).first()
+            found = session.connection().execute(statement).first()
             audit.write(session, deed if found else None)
             return found
 
